@@ -1,0 +1,417 @@
+"""Encoders: titles in, one vector each out. The one seam between AlphaRec and a language model.
+
+Shapes: n texts, L tokens of the longest text of a batch, T text width.
+
+Both real encoders share this module's tokens, truncation, finite check and normalisation, so they differ in the forward
+pass only. ``vllm`` and ``sentence_transformers`` are imported by the encoder that needs them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from alpharec.artifacts import digest
+from alpharec.config import EmbedSettings, EncoderSettings
+
+Vectors = npt.NDArray[np.float32]
+
+# What the vectors of a model folder depend on; a README or a sentence-transformers file changes none of them.
+MODEL_FILES = ("*.safetensors", "*.safetensors.index.json", "config.json")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+VOCABULARY_FILES = ("vocab.txt", "vocab.json", "merges.txt", "*.model", "*.tiktoken")
+READ_FILES = (*MODEL_FILES, *TOKENIZER_FILES, *VOCABULARY_FILES)
+# Read to refuse what no setting can express (a projection after the pooling, a shorter longest text).
+CHECKED_FILES = ("modules.json", "sentence_bert_config.json")
+
+# Options of vllm.LLM that would change the vectors behind the fingerprint's back, or run the model's own code.
+REFUSED_ENGINE_OPTIONS = frozenset(
+    {"model", "revision", "tokenizer", "tokenizer_revision", "hf_config_path", "hf_overrides", "trust_remote_code"}
+    | {"runner", "convert", "pooler_config", "dtype", "quantization", "load_format", "max_model_len"}
+)
+CPU_KV_CACHE_BYTES = 1 << 30  # 2,048 tokens of a 7B Llama in bfloat16; an encoder model uses none of it
+BERT_LIKE_MODULES = ("Transformer", "Pooling", "Normalize")
+SENTENCE_TRANSFORMERS_POOLING: dict[str, Any] = {"mean": "mean", "last": "lasttoken", "cls": "cls"}
+VLLM_POOLING: dict[str, Any] = {"mean": "MEAN", "last": "LAST", "cls": "CLS"}
+
+
+class EncoderError(RuntimeError):
+    """A model cannot be found or started, or a text has no usable vector."""
+
+
+class EncoderDied(EncoderError):
+    """The engine is gone for good; only a new process helps."""
+
+
+class Encoder(Protocol):
+    """Turns texts into vectors; the same text gives the same vector up to float addition order, whatever its batch."""
+
+    width: int
+
+    def encode(self, texts: Sequence[str]) -> Vectors:
+        """Return one vector a text, in the order of the texts; thousands of texts a call is normal.
+
+        Shapes:
+            float32 [n, T].
+
+        Raises:
+            EncoderError: a text has no token, or its vector is zero or not finite.
+            EncoderDied: the engine is gone.
+        """
+        ...
+
+
+def make_encoder(settings: EncoderSettings, embed: EmbedSettings) -> Encoder:
+    """Load the encoder that ``settings.backend`` names.
+
+    Raises:
+        EncoderError: the model is not there, is no plain text encoder, or does not start.
+    """
+    if settings.backend == "hash":
+        return HashEncoder(settings)
+    if settings.backend == "vllm":
+        return VllmEncoder(settings, embed)
+    return SentenceTransformersEncoder(settings, embed)
+
+
+def fingerprint(settings: EncoderSettings) -> dict[str, Any]:
+    """Return what the vectors depend on; equal fingerprints mean equal vectors (cosine 0.9999 between vllm and
+    sentence-transformers, which therefore share one).
+
+    A folder counts by its content and a hub model by its commit, so neither a path nor a cache changes the result.
+    Reads the weights of a folder: 0.1 s per 100 MB.
+
+    Raises:
+        EncoderError: the model is not there, or is a hub model without a pinned commit.
+    """
+    shared = {"normalize": settings.normalize, "prompt": settings.prompt, "max_length": settings.max_length}
+    if settings.backend == "hash":
+        return {"model": "alpharec-hash", "revision": "1", "width": settings.hash_width, **shared}
+    folder = _local_folder(settings.model)
+    if folder is None:
+        identity = {"model": settings.model, "revision": _pinned(settings)}
+    else:
+        identity = {"model": "folder", "revision": f"sha256:{_content_digest(folder)}"}
+    return {**identity, "pooling": settings.pooling, "dtype": settings.dtype, **shared}
+
+
+def fingerprint_digest(settings: EncoderSettings) -> str:
+    """Return the first 16 hex digits of the fingerprint's sha256."""
+    return digest(fingerprint(settings))[:16]
+
+
+def resolve_model(settings: EncoderSettings) -> Path:
+    """Return the folder with the model's files, fetching a pinned hub model that the local cache lacks.
+
+    Raises:
+        EncoderError: there is no such model, or it is a hub model without a pinned commit.
+    """
+    return _local_folder(settings.model) or _snapshot(settings.model, _pinned(settings))
+
+
+class HashEncoder:
+    """Feature hashing for tests: a text is the sum of a fixed vector of signs a word; shared words bring texts near."""
+
+    def __init__(self, settings: EncoderSettings) -> None:
+        self.width = settings.hash_width
+        self._settings = settings
+
+    def encode(self, texts: Sequence[str]) -> Vectors:
+        vectors = np.empty((len(texts), self.width), np.float32)
+        for position, text in enumerate(_prompted(texts, self._settings)):
+            words = re.findall(r"\w+", text.lower()) or [text]
+            vectors[position] = np.sum([self._signs(word) for word in words[: self._settings.max_length]], axis=0)
+        return _finished(vectors, texts, normalize=self._settings.normalize)
+
+    def _signs(self, word: str) -> npt.NDArray[np.int32]:
+        bits = np.frombuffer(hashlib.shake_128(word.encode()).digest((self.width + 7) // 8), np.uint8)
+        return np.unpackbits(bits)[: self.width].astype(np.int32) * 2 - 1
+
+
+class SentenceTransformersEncoder:
+    """A Transformer and a Pooling module of sentence-transformers, on the GPU where there is one."""
+
+    def __init__(self, settings: EncoderSettings, embed: EmbedSettings) -> None:
+        import torch
+        from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+
+        folder = resolve_model(settings)
+        self._settings = settings
+        self._batch_size = embed.batch_size
+        self._tokens = _Tokens(folder, settings)
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        options = {"dtype": getattr(torch, settings.dtype), "use_safetensors": True, "trust_remote_code": False}
+        try:
+            transformer = Transformer(str(folder), model_kwargs=options)
+        except (OSError, ValueError, RuntimeError, KeyError) as error:
+            raise EncoderError(f"{folder}: sentence-transformers cannot load it ({error})") from error
+        self.width = int(transformer.get_embedding_dimension())
+        self._transformer = transformer.to(self._device).eval()
+        self._pooling = Pooling(self.width, SENTENCE_TRANSFORMERS_POOLING[settings.pooling])
+
+    def encode(self, texts: Sequence[str]) -> Vectors:
+        tokens = self._tokens(texts)
+        vectors = np.empty((len(texts), self.width), np.float32)
+        # Longest first: padding is small, and a batch too big for the memory fails at once.
+        order = np.argsort([-len(ids) for ids in tokens], kind="stable")
+        for start in range(0, len(order), self._batch_size):
+            batch = order[start : start + self._batch_size]
+            vectors[batch] = self._forward([tokens[position] for position in batch])
+        return _finished(vectors, texts, normalize=self._settings.normalize)
+
+    def _forward(self, tokens: Sequence[Sequence[int]]) -> Vectors:
+        import torch
+
+        longest = len(tokens[0])
+        ids_nL = torch.full((len(tokens), longest), self._tokens.padding, dtype=torch.long)
+        mask_nL = torch.zeros_like(ids_nL)
+        for row, ids in enumerate(tokens):
+            ids_nL[row, : len(ids)] = torch.tensor(ids)
+            mask_nL[row, : len(ids)] = 1
+        with torch.inference_mode():
+            features = {"input_ids": ids_nL.to(self._device), "attention_mask": mask_nL.to(self._device)}
+            features = self._transformer(features)
+            # vLLM pools in float32 too; a mean in bfloat16 would cost three digits.
+            features["token_embeddings"] = features["token_embeddings"].float()
+            return cast(Vectors, self._pooling(features)["sentence_embedding"].cpu().numpy())
+
+
+class VllmEncoder:
+    """A vLLM engine in a process of its own, fed with token ids."""
+
+    def __init__(self, settings: EncoderSettings, embed: EmbedSettings) -> None:
+        folder = resolve_model(settings)
+        self._settings = settings
+        self._tokens = _Tokens(folder, settings)
+        self._engine = _start_engine(folder, settings, embed)
+        self.width = int(self._engine.model_config.embedding_size)
+
+    def encode(self, texts: Sequence[str]) -> Vectors:
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        if not texts:
+            return np.empty((0, self.width), np.float32)
+        tokens = self._tokens(texts)
+        order = np.argsort([-len(ids) for ids in tokens], kind="stable")
+        prompts = [{"prompt_token_ids": tokens[position]} for position in order]
+        try:
+            outputs = self._engine.encode(prompts, pooling_task="embed", use_tqdm=False)
+        except EngineDeadError as error:
+            raise EncoderDied("vllm: the engine died; its log says why; start a new process") from error
+        vectors = np.empty((len(texts), self.width), np.float32)
+        for position, output in zip(order, outputs, strict=True):
+            vectors[position] = output.outputs.data.float().numpy()
+        return _finished(vectors, texts, normalize=self._settings.normalize)
+
+
+class _Tokens:
+    """The token ids of texts, special tokens included, at most ``max_length`` a text."""
+
+    def __init__(self, folder: Path, settings: EncoderSettings) -> None:
+        from transformers import AutoTokenizer
+
+        _check_folder(folder, settings.max_length)
+        try:
+            self._tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, truncation_side="right")
+        except (OSError, ValueError) as error:
+            raise EncoderError(f"{folder}: no tokenizer can be read ({error}); save one beside the model") from error
+        self._settings = settings
+        padding = self._tokenizer.pad_token_id
+        self.padding = 0 if padding is None else int(padding)  # masked; a real id matters to RoBERTa's positions only
+
+    def __call__(self, texts: Sequence[str]) -> list[list[int]]:
+        if not texts:
+            return []
+        prompted = _prompted(texts, self._settings)
+        encoded = self._tokenizer(
+            prompted,
+            padding=False,
+            truncation=True,
+            max_length=self._settings.max_length,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+        )
+        tokens = cast(list[list[int]], encoded["input_ids"])
+        empty = [position for position, ids in enumerate(tokens) if not ids]
+        if empty:
+            raise EncoderError(
+                f"{len(empty)} of {len(texts)} texts have no token ({_name(texts, empty)}); "
+                "leave them out, or give encoder.prompt some words"
+            )
+        return tokens
+
+
+def _start_engine(folder: Path, settings: EncoderSettings, embed: EmbedSettings) -> Any:
+    refused = sorted(REFUSED_ENGINE_OPTIONS.intersection(embed.engine_options))
+    if refused:
+        raise EncoderError(
+            f"embed.engine_options must not change the vectors (got {', '.join(refused)}); "
+            "set encoder.model, pooling, dtype, max_length instead"
+        )
+    _set_engine_environment()
+    import vllm
+    from vllm.config import PoolerConfig
+    from vllm.platforms import current_platform
+
+    options: dict[str, Any] = {
+        "runner": "pooling",
+        "convert": "embed",
+        "dtype": settings.dtype,
+        "max_model_len": settings.max_length,
+        # Explicit, else a modules.json beside the model decides; normalisation is ours, in float32, for every backend.
+        "pooler_config": PoolerConfig(pooling_type=VLLM_POOLING[settings.pooling], use_activation=False),
+        "trust_remote_code": False,
+        "load_format": "safetensors",
+        "enable_prefix_caching": False,
+        **_memory_options(on_cpu=current_platform.is_cpu(), num_gpus=embed.num_gpus),
+        **embed.engine_options,
+    }
+    try:
+        return vllm.LLM(str(folder), **options)
+    # The engine starts in another process, whose errors come back as any of these.
+    except (RuntimeError, ValueError, TypeError, OSError, AssertionError, ImportError) as error:
+        raise EncoderError(
+            f"{folder}: vllm did not start ({type(error).__name__}: {error}); its log above has the cause. "
+            "Too little memory: lower embed.engine_options.gpu_memory_utilization or kv_cache_memory_bytes. "
+            "A model vllm lacks: set encoder.backend to sentence-transformers"
+        ) from error
+
+
+def _set_engine_environment() -> None:
+    # vLLM reads these while it is imported. What a person set stays.
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # a warning for each weight it casts
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    # Its own binding pins every engine of a machine to the same cores; unbound, Ray's OMP_NUM_THREADS counts.
+    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+
+
+def _memory_options(*, on_cpu: bool, num_gpus: float) -> dict[str, Any]:
+    if on_cpu:
+        # An explicit cache also lets vLLM skip its check that 92% of the machine's memory is free.
+        explicit = {} if os.environ.get("VLLM_CPU_KVCACHE_SPACE") else {"kv_cache_memory_bytes": CPU_KV_CACHE_BYTES}
+        return {"enforce_eager": True, **explicit}
+    # Two actors on one GPU: each takes its share of the 0.92 that vLLM takes by default.
+    return {"gpu_memory_utilization": round(0.9 * num_gpus, 3)} if 0 < num_gpus < 1 else {}
+
+
+def _local_folder(model: str) -> Path | None:
+    if model.startswith("package:"):
+        return _package_folder(model.removeprefix("package:"))
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        return folder
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", model) or model.startswith("."):
+        raise EncoderError(f"encoder.model: no such folder (got {model!r}); a hub name reads owner/name")
+    return None
+
+
+def _package_folder(package: str) -> Path:
+    # find_spec does not run the package's code.
+    found = importlib.util.find_spec(package) if package.isidentifier() else None
+    for location in (found.submodule_search_locations or []) if found else []:
+        folder = Path(location) / "model"
+        if folder.is_dir():
+            return folder
+    raise EncoderError(
+        f"encoder.model: no installed Python package {package!r} with a folder model/; install it, or pass a folder"
+    )
+
+
+def _pinned(settings: EncoderSettings) -> str:
+    if not re.fullmatch(r"[0-9a-f]{40}", settings.revision):
+        raise EncoderError(
+            f"encoder.revision must pin the hub model {settings.model} to a commit, 40 hex digits "
+            f"(got {settings.revision!r}); its page at huggingface.co/{settings.model}/commits lists them"
+        )
+    return settings.revision
+
+
+def _snapshot(model: str, revision: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(model, revision=revision, allow_patterns=[*READ_FILES, *CHECKED_FILES]))
+    # Offline, unknown, gated and unreachable are all subclasses of these two.
+    except (OSError, ValueError) as error:
+        raise EncoderError(
+            f"{model}@{revision}: neither in the local cache nor fetched ({error}); "
+            "download it where there is a network and pass its folder as encoder.model"
+        ) from error
+
+
+def _content_digest(folder: Path) -> str:
+    """Return the sha256 over the names and contents of the files that decide a vector."""
+    found = sorted({path for pattern in READ_FILES for path in folder.glob(pattern)}, key=lambda path: path.name)
+    contents = {}
+    for path in found:
+        with path.open("rb") as file:
+            contents[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    _check_weights(folder, contents)
+    return digest(contents)
+
+
+def _check_weights(folder: Path, files: Mapping[str, Any]) -> None:
+    if "config.json" not in files or not any(name.endswith(".safetensors") for name in files):
+        raise EncoderError(
+            f"{folder}: not a model folder: needs config.json and *.safetensors (got {', '.join(files) or 'neither'}); "
+            "convert pickled weights with model.save_pretrained"
+        )
+
+
+def _check_folder(folder: Path, max_length: int) -> None:
+    """Refuse what the settings cannot express and the two backends would treat differently."""
+    _check_weights(folder, {path.name: path for path in folder.iterdir()})
+    modules = [module["type"].rsplit(".", 1)[-1] for module in _read_json(folder / "modules.json", [])]
+    unknown = [module for module in modules if module not in BERT_LIKE_MODULES]
+    if unknown:
+        raise EncoderError(f"{folder}/modules.json: one step too many, no backend takes it (got {', '.join(unknown)})")
+    config = _read_json(folder / "config.json", {})
+    sentence = _read_json(folder / "sentence_bert_config.json", {})
+    if sentence.get("do_lower_case"):
+        raise EncoderError(f"{folder}/sentence_bert_config.json: do_lower_case is not applied; let the tokenizer do it")
+    # vLLM refuses longer texts than the model's own longest as well, but in words nobody can act on.
+    positions = config.get("max_position_embeddings")
+    offset = 2 if config.get("model_type") in ("roberta", "xlm-roberta", "camembert", "mpnet") else 0
+    longest = sentence.get("max_seq_length") or (positions and positions - offset)
+    if longest and max_length > longest:
+        raise EncoderError(f"{folder}: reads at most {longest} tokens; lower encoder.max_length (got {max_length})")
+
+
+def _read_json(path: Path, default: Any) -> Any:
+    return json.loads(path.read_text()) if path.is_file() else default
+
+
+def _prompted(texts: Sequence[str], settings: EncoderSettings) -> list[str]:
+    return [settings.prompt.replace("{title}", _valid_unicode(text)) for text in texts]
+
+
+def _valid_unicode(text: str) -> str:
+    """Join surrogate pairs and turn lone surrogates into U+FFFD; tokenizers refuse a batch that holds one."""
+    if text.isascii():
+        return text
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def _finished(vectors: Vectors, texts: Sequence[str], *, normalize: bool) -> Vectors:
+    """Check each vector and scale it to norm 1 where asked."""
+    norms = np.linalg.norm(vectors.astype(np.float64), axis=1)
+    broken = np.flatnonzero(~(np.isfinite(norms) & (norms > 0))).tolist()
+    if broken:
+        raise EncoderError(
+            f"{len(broken)} of {len(texts)} texts have a vector that is zero or not finite ({_name(texts, broken)}); "
+            "float16 overflows in some models: try encoder.dtype bfloat16 or float32"
+        )
+    return (vectors / norms[:, None]).astype(np.float32) if normalize else vectors
+
+
+def _name(texts: Sequence[str], positions: Sequence[int]) -> str:
+    return ", ".join(f"position {position}: {texts[position][:60]!r}" for position in positions[:3])

@@ -1,0 +1,326 @@
+"""The user-item graph of train interactions: propagation, user means and sampling, on any number of workers.
+
+Shapes: U users of this worker, I items, E interactions, B batch, N negatives, D any width.
+
+Users are divided over workers, items are known to all. One primitive carries everything between workers: the sum of a
+matrix over them. Plain torch and torch-geometric; Ray is not needed here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+import torch.distributed
+import torch.nn.functional as F
+from torch import Tensor
+from torch_geometric import EdgeIndex
+
+
+@dataclass(frozen=True)
+class Part:
+    """Which worker this is, of how many."""
+
+    rank: int = 0
+    size: int = 1
+
+    def sum(self, x: Tensor) -> Tensor:
+        """Add ``x`` up over all workers; alone, return it unchanged."""
+        if self.size == 1:
+            return x
+        total = x.contiguous().clone()
+        torch.distributed.all_reduce(total)
+        return total
+
+    def rows(self, num_rows: int) -> slice:
+        """Return this worker's share of the rows of a matrix that is divided evenly."""
+        return slice(num_rows * self.rank // self.size, num_rows * (self.rank + 1) // self.size)
+
+
+class InteractionGraph:
+    """Train interactions of one worker's users, as CSR and CSC without edge values.
+
+    Symmetric normalisation D^-1/2 R D^-1/2 scales rows before and after a product, so that edges carry no values; the
+    product is ``embedding_bag`` over the index lists, measured 3 to 5 times as fast on CPU as torch's CSR product.
+
+    Args:
+        users, items: int64 [E], the train interactions of all users; a pair may occur once.
+        num_users, num_items: sizes of the whole graph.
+        part: the worker; it keeps a contiguous range of users that holds its share of interactions.
+
+    Raises:
+        ValueError: an index is out of range or a pair occurs twice.
+    """
+
+    def __init__(
+        self, users: Tensor, items: Tensor, *, num_users: int, num_items: int, part: Part = Part()
+    ) -> None:
+        _check_pairs(users, items, num_users, num_items)
+        order = torch.argsort(users * num_items + items)
+        users, items = users[order], items[order]
+        self.part, self.num_users, self.num_items = part, num_users, num_items
+        self.num_interactions = len(users)
+        all_user_degree = torch.bincount(users, minlength=num_users)
+        self.train_users = all_user_degree.nonzero().squeeze(1)
+        self.first_user, last_user = _balanced_range(all_user_degree, part)
+        mine = slice(*torch.searchsorted(users, torch.tensor([self.first_user, last_user])).tolist())
+        self.edges = EdgeIndex(
+            torch.stack([users[mine] - self.first_user, items[mine]]),
+            sparse_size=(last_user - self.first_user, num_items),
+            sort_order="row",
+        ).fill_cache_()
+        self.user_degree_U = all_user_degree[self.first_user : last_user]
+        self.item_degree_I = torch.bincount(items, minlength=num_items)
+        self._index()
+
+    def _index(self) -> None:
+        (self.rowptr, self.items), _ = self.edges.get_csr()
+        (self.colptr, self.users), _ = self.edges.get_csc()
+        self.user_scale_U1 = _inverse(self.user_degree_U.float().sqrt())[:, None]
+        self.item_scale_I1 = _inverse(self.item_degree_I.float().sqrt())[:, None]
+        # The r-th item a user has not seen is r + the number of seen items s_k with s_k - k <= r (s sorted, k = 0..).
+        rank_in_user = torch.arange(len(self.items), device=self.items.device) - self.rowptr[:-1].repeat_interleave(
+            self.user_degree_U
+        )
+        owner = torch.arange(self.num_local_users, device=self.items.device).repeat_interleave(self.user_degree_U)
+        self._gap_keys = owner * (self.num_items + 1) + self.items - rank_in_user
+
+    @property
+    def num_local_users(self) -> int:
+        return len(self.user_degree_U)
+
+    def to(self, device: torch.device | str) -> InteractionGraph:
+        """Return the graph on ``device``."""
+        moved = object.__new__(InteractionGraph)
+        moved.__dict__.update(self.__dict__)
+        for name in ("edges", "user_degree_U", "item_degree_I", "train_users"):
+            setattr(moved, name, getattr(self, name).to(device))
+        moved._index()
+        return moved
+
+    def _user_sum(self, item_ID: Tensor) -> Tensor:
+        return F.embedding_bag(self.items, item_ID, self.rowptr, mode="sum", include_last_offset=True)
+
+    def _item_sum(self, user_UD: Tensor) -> Tensor:
+        return F.embedding_bag(self.users, user_UD, self.colptr, mode="sum", include_last_offset=True)
+
+    def mean_of_items(self, item_ID: Tensor) -> Tensor:
+        """Return the mean row of each user's train items, 0 for a user without any; differentiable.
+
+        Shapes: item_ID [I, D] -> [U, D].
+        """
+        return cast(Tensor, _MeanOfItems.apply(item_ID, self))
+
+    def gather_items(self, item_SD: Tensor) -> Tensor:
+        """Return all items' rows from each worker's share (``part.rows``); differentiable."""
+        return cast(Tensor, _GatherItems.apply(item_SD, self))
+
+    def propagate(self, user_UD: Tensor, item_SD: Tensor, num_layers: int) -> tuple[Tensor, Tensor]:
+        """Return the mean of layers 0..L of E^(k+1) = D^-1/2 A D^-1/2 E^(k), users of this worker and all items.
+
+        Shapes: user_UD [U, D]; item_SD, this worker's share of item rows (``part.rows``) -> [U, D], [I, D].
+        Source: LightGCN (arXiv 2002.02126) eq. 3-8; AlphaRec (arXiv 2407.05441) eq. 2-3.
+        """
+        return cast(tuple[Tensor, Tensor], _Propagate.apply(user_UD, item_SD, self, num_layers))
+
+    def _mean_of_layers(self, user_UD: Tensor, item_ID: Tensor, num_layers: int) -> tuple[Tensor, Tensor]:
+        # Horner: e + A(e + A e) sums the layers without keeping them. Users' terms live on their worker, items' are summed.
+        user, item = user_UD, item_ID
+        for _ in range(num_layers):
+            to_users = self._user_sum(item * self.item_scale_I1) * self.user_scale_U1
+            to_items = self.part.sum(self._item_sum(user * self.user_scale_U1)) * self.item_scale_I1
+            user, item = user_UD + to_users, item_ID + to_items
+        return user / (num_layers + 1), item / (num_layers + 1)
+
+
+class _MeanOfItems(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, item_ID: Tensor, graph: InteractionGraph) -> Tensor:
+        ctx.graph = graph
+        return graph._user_sum(item_ID) * graph.user_scale_U1**2
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return ctx.graph._item_sum(gradients[0] * ctx.graph.user_scale_U1**2), None
+
+
+class _GatherItems(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, item_SD: Tensor, graph: InteractionGraph) -> Tensor:
+        ctx.graph = graph
+        return _spread(item_SD, graph)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        graph = ctx.graph
+        return graph.part.sum(gradients[0])[graph.part.rows(graph.num_items)], None
+
+
+class _Propagate(torch.autograd.Function):
+    """Propagation is a symmetric matrix, so its backward pass is itself."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, user_UD: Tensor, item_SD: Tensor, graph: InteractionGraph, num_layers: int
+    ) -> tuple[Tensor, Tensor]:
+        ctx.graph, ctx.num_layers = graph, num_layers
+        return graph._mean_of_layers(user_UD, _spread(item_SD, graph), num_layers)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        graph = ctx.graph
+        user, item = graph._mean_of_layers(gradients[0], graph.part.sum(gradients[1]), ctx.num_layers)
+        return user, item[graph.part.rows(graph.num_items)], None, None
+
+
+def _spread(item_SD: Tensor, graph: InteractionGraph) -> Tensor:
+    if graph.part.size == 1:
+        return item_SD
+    whole = item_SD.new_zeros(graph.num_items, item_SD.shape[1])
+    whole[graph.part.rows(graph.num_items)] = item_SD
+    return graph.part.sum(whole)
+
+
+def _inverse(x: Tensor) -> Tensor:
+    return torch.where(x > 0, 1 / x, torch.zeros_like(x))
+
+
+def _balanced_range(user_degree_U: Tensor, part: Part) -> tuple[int, int]:
+    # A user costs its interactions plus about 8 for its row in the projector.
+    cost = torch.cumsum(user_degree_U + 8, 0)
+    total = int(cost[-1]) if len(cost) else 0
+    cuts = torch.tensor([total * part.rank // part.size, total * (part.rank + 1) // part.size])
+    first, last = torch.searchsorted(cost, cuts).tolist()
+    return first, len(user_degree_U) if part.rank == part.size - 1 else last
+
+
+def _check_pairs(users: Tensor, items: Tensor, num_users: int, num_items: int) -> None:
+    for name, index, size in (("user", users, num_users), ("item", items, num_items)):
+        if len(index) and (index.min() < 0 or index.max() >= size):
+            raise ValueError(f"graph: {name} indices must lie in 0..{size - 1} (got {index.min()}..{index.max()})")
+    keys = torch.sort(users * num_items + items).values
+    twice = keys[1:][keys[1:] == keys[:-1]]
+    if len(twice):
+        user, item = divmod(int(twice[0]), num_items)
+        raise ValueError(f"graph: {len(twice)} pairs occur twice (got user {user}, item {item}); keep each pair once")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Positives and negatives whose user belongs to this worker.
+
+    Shapes: user_B [B] rows of the worker's users; item_BN [B, 1 + N], the positive first.
+    """
+
+    user_B: Tensor
+    item_BN: Tensor
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """Draw batches as a pure function of (seed, step): no state, the same batch on any device and any number of workers.
+
+    An epoch draws as many positives as there are train interactions, every user equally often up to one: index mod
+    users of a shuffled epoch picks the user, then one of its train items at random. Negatives are uniform, with
+    replacement, over the items the user has not in train.
+
+    Source: AlphaRec's official loader, behaviour only.
+    """
+
+    graph: InteractionGraph
+    seed: int
+    batch_size: int
+    num_negatives: int
+
+    def __post_init__(self) -> None:
+        full = self.graph.user_degree_U == self.graph.num_items
+        if full.any():
+            user = self.graph.first_user + int(full.nonzero()[0])
+            raise ValueError(f"sampling: user {user} has every item in train, so no negative exists; leave that user out")
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole batches in an epoch; at least one."""
+        return max(1, self.graph.num_interactions // self.batch_size)
+
+    @property
+    def positives_per_step(self) -> int:
+        """Positives in a batch, over all workers."""
+        return min(self.batch_size, self.graph.num_interactions)
+
+    def draw(self, step: int) -> Batch:
+        """Return this worker's part of the batch of ``step`` (counted from 0 over all epochs)."""
+        graph, device = self.graph, self.graph.items.device
+        epoch, position = divmod(step, self.steps_per_epoch)
+        row_B = torch.arange(self.positives_per_step, device=device)
+        shuffled_B = _shuffle(row_B + position * self.positives_per_step, graph.num_interactions, self._key(epoch, 0))
+        user_B = graph.train_users[shuffled_B % len(graph.train_users)] - graph.first_user
+        mine = (user_B >= 0) & (user_B < graph.num_local_users)
+        user_B, row_B = user_B[mine], row_B[mine]
+        start_B, degree_B = graph.rowptr[user_B], graph.user_degree_U[user_B]
+        positive_B = graph.items[start_B + _below(degree_B, row_B, self._key(step, 1))]
+        counter_BN = row_B[:, None] * self.num_negatives + torch.arange(self.num_negatives, device=device)
+        gap_BN = _below((graph.num_items - degree_B)[:, None], counter_BN, self._key(step, 2))
+        seen_before_BN = torch.searchsorted(
+            graph._gap_keys, user_B[:, None] * (graph.num_items + 1) + gap_BN, right=True
+        ) - start_B[:, None]
+        return Batch(user_B, torch.cat([positive_B[:, None], gap_BN + seen_before_BN], 1))
+
+    def _key(self, counter: int, stream: int) -> tuple[int, int]:
+        mixed = _mix64(_mix64(_mix64(self.seed) ^ counter) ^ stream)
+        return mixed & _MASK32, mixed >> 32
+
+
+_MASK32 = 0xFFFFFFFF
+
+
+def _mix64(value: int) -> int:
+    """SplitMix64's finaliser, on Python integers."""
+    value = (value + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
+    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
+    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
+    return value ^ (value >> 31)
+
+
+def _hash32(x: Tensor) -> Tensor:
+    """Mix 32-bit integers held in int64, in place; the bijection is "lowbias32" (Wellons, hash-prospector)."""
+    x ^= x >> 16
+    x *= 0x7FEB352D
+    x &= _MASK32
+    x ^= x >> 15
+    x *= 0x846CA68B
+    x &= _MASK32
+    x ^= x >> 16
+    return x
+
+
+def _uniform32(counter: Tensor, key: tuple[int, int]) -> Tensor:
+    return _hash32(_hash32((counter + key[0]) & _MASK32) ^ key[1])
+
+
+def _below(bound: Tensor, counter: Tensor, key: tuple[int, int]) -> Tensor:
+    """Draw integers in 0..bound-1; the bias, bound / 2^32, is under 0.3% for 10 million items and nil for small bounds."""
+    draw = _uniform32(counter, key)
+    draw *= bound
+    draw >>= 32
+    return draw
+
+
+def _shuffle(index: Tensor, size: int, key: tuple[int, int]) -> Tensor:
+    """Return the places of ``index`` in a pseudo-random permutation of 0..size-1, without ever listing it.
+
+    A four-round Feistel network over the next power of four; places past the end walk on until they fall inside.
+    """
+    half = max(1, ((size - 1).bit_length() + 1) // 2)
+    place = _feistel(index, half, key)
+    while (outside := place >= size).any():
+        place[outside] = _feistel(place[outside], half, key)
+    return place
+
+
+def _feistel(index: Tensor, half: int, key: tuple[int, int]) -> Tensor:
+    left, right = index >> half, index & ((1 << half) - 1)
+    for turn in range(4):
+        left, right = right, left ^ (_uniform32(right, (key[0] ^ turn, key[1])) & ((1 << half) - 1))
+    return (left << half) | right

@@ -1,0 +1,442 @@
+"""The training stage and the evaluation stage: Ray Train workers that share the users, checkpoints, early stop, model.
+
+Shapes: U users of this worker, I items, T text width, D representation width.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.fs
+import ray
+import ray.train
+import ray.train.torch
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from alpharec.artifacts import Artifact, Store, digest
+from alpharec.catalog import Dataset, Pairs, load_dataset
+from alpharec.config import EvaluateSettings, Settings
+from alpharec.embed import load_vectors
+from alpharec.graph import InteractionGraph, Part, Sampler
+from alpharec.model import AlphaRec, NonFiniteLossError, Objective, TextFeatures, train_step
+from alpharec.ranking import Evaluation, Lists, evaluate, item_popularity_groups, user_activity_groups
+
+logger = logging.getLogger(__name__)
+
+# What decides the numbers: anything else may change between the start of a run and its resumption.
+DECIDES = {
+    "seed": True,
+    "model": True,
+    "train": {
+        "loss", "temperature", "num_negatives", "batch_size", "learning_rate",
+        "max_epochs", "evaluate_every", "patience", "select_on",
+    },
+    "evaluate": {"select_k", "valid_mask"},
+}  # fmt: skip
+
+
+class TrainingError(RuntimeError):
+    """A run cannot start, go on, or end with a model; the message says what to do."""
+
+
+def model_version(settings: Settings, dataset: Artifact, vectors: Artifact) -> str:
+    """Return the version of the model that these settings train on this data; workers and devices do not matter to it."""
+    return digest([dataset.version, vectors.version, settings.model_dump(mode="json", include=DECIDES)])[:16]
+
+
+def fit(store: Store, settings: Settings, dataset: Artifact, vectors: Artifact) -> Artifact:
+    """Return the trained model of the best validation epoch, training only if the store does not have it.
+
+    A run lives under ``training/<run>`` in the storage root. Started again under the same name it goes on from its last
+    checkpoint, and ends with the numbers of a run that was never interrupted.
+
+    Raises:
+        TrainingError: the run's name belongs to other settings; the loss is not finite; workers keep failing.
+    """
+    version = model_version(settings, dataset, vectors)
+    found = store.find("models", settings.name, version)
+    if found is not None:
+        return found
+    run = settings.train.run or f"{settings.name}-{version}"
+    _claim_run(store, run, version, settings)
+    result = _run_workers(store, settings, run, dataset, vectors)
+    if result["error"]:
+        raise TrainingError(f"run {run}: {result['error']}")
+    draft = store.draft("models", settings.name, version)
+    with result["checkpoint"].as_directory() as folder:
+        state = State.load(Path(folder))
+    draft.write_tensors("model.safetensors", state.best_weights)
+    draft.write_json("history.json", state.history)
+    return draft.commit(
+        settings=settings.model_dump(mode="json", exclude={"recommend", "ray", "storage"}),
+        inputs={"dataset": dataset, "vectors": vectors},
+        summary={
+            "run": run,
+            "text_width": vectors.summary["width"],
+            "fingerprint": vectors.summary["fingerprint"],
+            "best_epoch": state.best_epoch,
+            "epochs": state.epoch,
+            f"{settings.train.select_on}_recall@{settings.evaluate.select_k}": state.best_score,
+            "seconds": round(sum(entry["seconds"] for entry in state.history), 1),
+        },
+    )
+
+
+def _claim_run(store: Store, run: str, version: str, settings: Settings) -> None:
+    """Note what a run's name stands for, or check that it still stands for the same."""
+    place = ("training", run, "run.json")
+    decides = settings.model_dump(mode="json", include=DECIDES)
+    if not store.exists(*place):
+        store.write(json.dumps({"version": version, "settings": decides}, indent=1).encode(), *place)
+        return
+    claimed = json.loads(store.read(*place))
+    if claimed["version"] != version:
+        changed = [
+            f"{section}.{key} was {old} and is {decides[section][key]}"
+            for section, values in claimed["settings"].items()
+            if isinstance(values, dict)
+            for key, old in values.items()
+            if decides[section][key] != old
+        ]
+        raise TrainingError(
+            f"run {run} was started with other inputs ({'; '.join(changed) or 'another seed, dataset or vectors'}); "
+            f"pass another --train.run, or delete {store.uri('training', run)}"
+        )
+
+
+def _run_workers(store: Store, settings: Settings, run: str, dataset: Artifact, vectors: Artifact) -> dict[str, Any]:
+    train = settings.train
+    cpus = train.cpus_per_worker or max(1, int(ray.cluster_resources()["CPU"]) // train.num_workers)
+    trainer = ray.train.torch.TorchTrainer(
+        _worker,
+        train_loop_config={"settings": settings, "dataset": dataset, "vectors": vectors, "threads": cpus},
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=train.num_workers, use_gpu=train.use_gpu, resources_per_worker={"CPU": cpus}
+        ),
+        run_config=ray.train.RunConfig(
+            name=run,
+            storage_path=store.at("training"),
+            storage_filesystem=pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(store.fs)),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
+            failure_config=ray.train.FailureConfig(max_failures=train.max_failures, controller_failure_limit=3),
+        ),
+    )
+    try:
+        result = trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        causes = getattr(error, "worker_failures", {}) or {0: error}
+        cause = next(iter(causes.values()))
+        raise TrainingError(f"run {run}: {cause}; start it again to go on from its last checkpoint") from error
+    return {"checkpoint": result.checkpoint, "error": (result.metrics or {}).get("error", "")}
+
+
+def _worker(config: dict[str, Any]) -> None:
+    """Train in one Ray Train worker: load, resume, report a checkpoint whenever one is due."""
+    settings: Settings = config["settings"]
+    torch.set_num_threads(config["threads"])
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    context = ray.train.get_context()
+    training = Training.build(
+        settings,
+        load_dataset(config["dataset"]),
+        torch.from_numpy(load_vectors(config["vectors"])).float(),
+        part=Part(context.get_world_rank(), context.get_world_size()),
+        device=ray.train.torch.get_device(),
+    )
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is not None:
+        with checkpoint.as_directory() as folder:
+            training.restore(State.load(Path(folder)))
+        logger.info("train: going on after epoch %s", training.state.epoch)
+    try:
+        for due in training.run():
+            _report(training, due=due)
+    except NonFiniteLossError as error:
+        ray.train.report({"error": str(error)})
+
+
+def _report(training: Training, *, due: bool) -> None:
+    entry = training.state.history[-1]
+    if training.graph.part.rank == 0:
+        shown = [f"{name} {entry[name]:.4f}" for name in entry if name not in ("epoch", "step", "seconds")]
+        logger.info("train: epoch %s, %s, %.1f s", entry["epoch"], ", ".join(shown), entry["seconds"])
+    if not due or training.graph.part.rank != 0:
+        ray.train.report(entry)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        training.snapshot().save(Path(folder))
+        ray.train.report(entry, checkpoint=ray.train.Checkpoint.from_directory(folder))
+
+
+@dataclass
+class State:
+    """Everything a run needs to go on: weights, Adam's moments, the best weights so far, and where it stands."""
+
+    epoch: int = 0
+    step: int = 0
+    best_epoch: int = 0
+    best_score: float = -1.0
+    waited: int = 0
+    history: list[dict[str, Any]] = field(default_factory=list)
+    weights: dict[str, Tensor] = field(default_factory=dict)
+    best_weights: dict[str, Tensor] = field(default_factory=dict)
+    moments: dict[str, Tensor] = field(default_factory=dict)
+
+    TENSORS = ("weights", "best_weights", "moments")
+
+    def save(self, folder: Path) -> None:
+        """Write safetensors files and ``state.json``."""
+        for name in self.TENSORS:
+            safetensors.torch.save_file(getattr(self, name), folder / f"{name}.safetensors")
+        plain = {name: value for name, value in vars(self).items() if name not in self.TENSORS}
+        (folder / "state.json").write_text(json.dumps(plain))
+
+    @classmethod
+    def load(cls, folder: Path) -> State:
+        """Read what ``save`` wrote."""
+        tensors = {name: safetensors.torch.load_file(folder / f"{name}.safetensors") for name in cls.TENSORS}
+        return cls(**json.loads((folder / "state.json").read_text()), **tensors)
+
+
+class Training:
+    """One worker's share of a run: the loop over epochs, without Ray."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        graph: InteractionGraph,
+        features: TextFeatures,
+        model: AlphaRec,
+        selection: Selection,
+    ) -> None:
+        self.settings, self.graph, self.features, self.model, self.selection = settings, graph, features, model, selection
+        train = settings.train
+        self.objective = Objective(train.loss, train.temperature)
+        self.sampler = Sampler(graph, settings.seed, train.batch_size, train.num_negatives)
+        self.optimizer = torch.optim.Adam(model.parameters(), lr=train.learning_rate)
+        self.state = State()
+
+    @classmethod
+    def build(
+        cls,
+        settings: Settings,
+        dataset: Dataset,
+        item_IT: Tensor,
+        *,
+        part: Part = Part(),
+        device: torch.device | str = "cpu",
+    ) -> Training:
+        """Set a run up from arrays. Shapes: item_IT [I, T], float32."""
+        graph = build_graph(dataset, part).to(device)
+        features = TextFeatures.build(item_IT.to(device), graph)
+        model = build_model(settings, item_IT.shape[1]).to(device)
+        return cls(settings, graph, features, model, Selection.build(settings, dataset, graph))
+
+    def run(self) -> Iterator[bool]:
+        """Train to the end, yielding after each epoch whether a checkpoint is due."""
+        train, state = self.settings.train, self.state
+        while state.epoch < train.max_epochs and state.waited < train.patience:
+            entry = self._epoch()
+            last = state.epoch == train.max_epochs
+            if state.epoch % train.evaluate_every == 0 or last:
+                entry |= self._validate()
+            state.history.append(entry)
+            stops = last or state.waited >= train.patience
+            yield stops or state.epoch % train.checkpoint_every == 0
+
+    def _epoch(self) -> dict[str, Any]:
+        started, total = time.monotonic(), 0.0
+        for _ in range(self.sampler.steps_per_epoch):
+            total += self.step()
+        self.state.epoch += 1
+        seconds = time.monotonic() - started
+        loss = total / self.sampler.steps_per_epoch
+        return {"epoch": self.state.epoch, "step": self.state.step, "loss": loss, "seconds": round(seconds, 3)}
+
+    def step(self) -> float:
+        """Take the next optimiser step; return the mean loss over all workers."""
+        batch = self.sampler.draw(self.state.step)
+        positives = self.sampler.positives_per_step
+        loss = train_step(
+            self.model, self.optimizer, self.graph, self.features, batch, self.objective, positives=positives
+        )
+        self.state.step += 1
+        return loss
+
+    def _validate(self) -> dict[str, float]:
+        state, score = self.state, self.selection.score(*self.represent())
+        if score > state.best_score:
+            state.best_epoch, state.best_score, state.waited = state.epoch, score, 0
+            state.best_weights = {name: weight.detach().clone() for name, weight in self.model.state_dict().items()}
+        else:
+            state.waited += 1
+        return {self.selection.name: score}
+
+    @torch.no_grad()
+    def represent(self) -> tuple[Tensor, Tensor]:
+        """Return final representations whose dot products are scores. Shapes: user_UD [U, D], item_ID [I, D]."""
+        user_UD, item_ID = self.model(self.graph, self.features)
+        return self.objective.scale(user_UD), self.objective.scale(item_ID)
+
+    def snapshot(self) -> State:
+        """Return the state with the present weights and Adam's moments in it."""
+        self.state.weights = dict(self.model.state_dict())
+        moments = self.optimizer.state_dict()["state"]
+        self.state.moments = {f"{index}.{name}": value for index in moments for name, value in moments[index].items()}
+        return self.state
+
+    def restore(self, state: State) -> None:
+        """Go back to a snapshot."""
+        self.state = state
+        self.model.load_state_dict(state.weights)
+        moments: dict[int, dict[str, Tensor]] = {}
+        for name, value in state.moments.items():
+            index, moment = name.split(".")
+            moments.setdefault(int(index), {})[moment] = value
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The score that picks the epoch: mean Recall@K on one split, over all workers' users."""
+
+    name: str
+    truth: Lists
+    seen: Lists
+    part: Part
+    settings: EvaluateSettings
+
+    @classmethod
+    def build(cls, settings: Settings, dataset: Dataset, graph: InteractionGraph) -> Selection:
+        """Take this worker's users."""
+        split, chosen = settings.train.select_on, settings.evaluate
+        truth, seen = truth_and_seen(dataset, split, chosen, first=graph.first_user, count=graph.num_local_users)
+        device = graph.user_degree_U.device
+        return cls(f"{split}_recall@{chosen.select_k}", truth.to(device), seen.to(device), graph.part, chosen)
+
+    def score(self, user_UD: Tensor, item_ID: Tensor) -> float:
+        """Return the mean over all users with truth. Shapes: user_UD [U, D], item_ID [I, D]."""
+        k, total = self.settings.select_k, torch.zeros(2, dtype=torch.float64)
+        if len(self.truth.items):
+            found = evaluate(
+                user_UD, item_ID, truth=self.truth, seen=self.seen, ks=(k,), block_size=self.settings.block_size
+            )
+            total += torch.tensor([float(found.values[f"recall@{k}"].sum()), len(found.users)], dtype=torch.float64)
+        total = self.part.sum(total.to(user_UD.device))
+        return float(total[0] / total[1])
+
+
+def evaluate_model(store: Store, settings: Settings, dataset: Artifact, vectors: Artifact, model: Artifact) -> Artifact:
+    """Return the evaluation of a model on valid and test, beside most-popular; per-user values go to ``per_user.parquet``.
+
+    ``metrics.json``: means by split; test also by user activity and, as ``recall@K/group``, by item popularity.
+    """
+    version = digest([model.version, settings.evaluate.model_dump(mode="json", exclude={"block_size"})])[:16]
+    found = store.find("evaluations", settings.name, version)
+    if found is not None:
+        return found
+    data = load_dataset(dataset)
+    user_UD, item_ID = represent(data, torch.from_numpy(load_vectors(vectors)).float(), model)
+    metrics, test = measure(data, user_UD, item_ID, settings.evaluate)
+    popular = popularity(data)
+    metrics["baselines"] = {"most-popular": measure(data, *popular, settings.evaluate)[0]["test"]}
+    draft = store.draft("evaluations", settings.name, version)
+    draft.write_json("metrics.json", metrics)
+    user_ids = data.user_ids.take(pa.array(test.users.numpy()))
+    columns = {name: values.float().numpy() for name, values in test.values.items()}
+    draft.write_table("per_user.parquet", pa.table({"user_id": user_ids, **columns}))
+    return draft.commit(
+        settings=settings.model_dump(mode="json", include={"name", "evaluate"}),
+        inputs={"dataset": dataset, "vectors": vectors, "model": model},
+        summary=metrics["test"],
+    )
+
+
+def measure(
+    dataset: Dataset, user_UD: Tensor, item_ID: Tensor, settings: EvaluateSettings
+) -> tuple[dict[str, Any], Evaluation]:
+    """Return metrics by split and group, and the test split's per-user values. Shapes: user_UD [U, D], item_ID [I, D]."""
+    train = _lists([dataset.train], 0, dataset.num_users)
+    items, users = item_popularity_groups(train, dataset.num_items), user_activity_groups(train)
+    found = {}
+    for split in ("valid", "test"):
+        truth, seen = truth_and_seen(dataset, split, settings)
+        found[split] = evaluate(
+            user_UD, item_ID, truth=truth, seen=seen, ks=settings.ks, block_size=settings.block_size, item_groups=items
+        )
+    test = found["test"]
+    groups = {users.labels[group]: means for group, means in test.by_group(users.index[test.users]).items()}
+    return {"valid": found["valid"].means(), "test": test.means(), "test_by_user_activity": groups}, test
+
+
+@torch.no_grad()
+def represent(dataset: Dataset, item_IT: Tensor, model: Artifact) -> tuple[Tensor, Tensor]:
+    """Return a trained model's representations, whose dot products are scores. Shapes: -> [U, D], [I, D]."""
+    trained = Settings.model_validate(model.settings)
+    network = build_model(trained, item_IT.shape[1])
+    network.load_state_dict(model.read_tensors("model.safetensors"))
+    graph = build_graph(dataset)
+    user_UD, item_ID = network(graph, TextFeatures.build(item_IT, graph))
+    objective = Objective(trained.train.loss, trained.train.temperature)
+    return objective.scale(user_UD), objective.scale(item_ID)
+
+
+def popularity(dataset: Dataset) -> tuple[Tensor, Tensor]:
+    """Return representations whose scores are the items' train interactions. Shapes: -> [U, 1], [I, 1]."""
+    count_I = torch.bincount(torch.from_numpy(dataset.train.items), minlength=dataset.num_items)
+    return torch.ones(dataset.num_users, 1), count_I[:, None].float()
+
+
+def build_graph(dataset: Dataset, part: Part = Part()) -> InteractionGraph:
+    """Return the train graph of a dataset."""
+    return InteractionGraph(
+        torch.from_numpy(dataset.train.users),
+        torch.from_numpy(dataset.train.items),
+        num_users=dataset.num_users,
+        num_items=dataset.num_items,
+        part=part,
+    )
+
+
+def build_model(settings: Settings, text_width: int) -> AlphaRec:
+    """Return a model with fresh weights."""
+    model = settings.model
+    return AlphaRec(
+        text_width,
+        hidden_width=model.resolve_hidden_width(text_width),
+        width=model.width,
+        projector=model.projector,
+        num_layers=model.num_layers,
+        seed=settings.seed,
+    )
+
+
+def truth_and_seen(
+    dataset: Dataset, split: str, settings: EvaluateSettings, *, first: int = 0, count: int | None = None
+) -> tuple[Lists, Lists]:
+    """Return a split's truth and the items masked when ranking for it, for users first..first+count-1.
+
+    Test masks train and valid. Valid masks train; with ``valid_mask = train+test`` also test, as the official code does.
+    """
+    count = dataset.num_users if count is None else count
+    test_seen = split == "valid" and settings.valid_mask == "train+test"
+    others = [dataset.train] + ([dataset.valid] if split == "test" else [dataset.test] if test_seen else [])
+    truth = _lists([dataset.valid if split == "valid" else dataset.test], first, count)
+    return truth, _lists(others, first, count)
+
+
+def _lists(splits: list[Pairs], first: int, count: int) -> Lists:
+    users = torch.cat([torch.from_numpy(pairs.users) for pairs in splits]) - first
+    items = torch.cat([torch.from_numpy(pairs.items) for pairs in splits])
+    mine = (users >= 0) & (users < count)
+    return Lists.from_pairs(users[mine], items[mine], count)

@@ -1,0 +1,303 @@
+"""Encoders against plain transformers and against each other; run as a script it encodes in a process of its own."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from alpharec.config import EmbedSettings, EncoderSettings
+from alpharec.encoders import EncoderError, fingerprint, fingerprint_digest, make_encoder, resolve_model
+
+needs_vllm = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vllm is not installed here")
+
+NAMES = [
+    "Dune",
+    "The Left Hand of Darkness",
+    "Super Mario Galaxy - Nintendo Wii",
+    "Léon: The Professional (Director's Cut) [Blu-ray]",
+    "千と千尋の神隠し",
+    "USB-C cable, 2 m",
+    "Gran Turismo 4 with steering wheel, pedals and a guide to all 721 cars",
+    "It's a Wonderful Life (60th Anniversary Edition)",
+]
+EDITIONS = [
+    "",
+    " (Paperback)",
+    ", Volume 3",
+    " - Collector's Edition with 48-page booklet and a poster",
+    " " + "& more " * 15,
+]
+TITLES = [name + edition for name in NAMES for edition in EDITIONS] + [
+    f"{name} {year}" for name in NAMES for year in (1999, 2014, 2023)
+]
+
+
+def encode(texts: list[str], **settings: Any) -> np.ndarray:
+    return make_encoder(EncoderSettings(**settings), EmbedSettings(batch_size=16)).encode(texts)
+
+
+def encode_in_own_process(texts: list[str], folder: Path, **settings: Any) -> np.ndarray:
+    """Run an engine whose memory is free again when this returns."""
+    request, result = folder / "request.json", folder / "vectors.npy"
+    request.write_text(json.dumps({"settings": settings, "texts": texts}))
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run(
+        [sys.executable, __file__, request, result], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return np.load(result, allow_pickle=False)
+
+
+def token_states(folder: Path, text: str, max_length: int) -> np.ndarray:
+    """Return the last hidden states of one text, by transformers alone and without padding."""
+    import torch
+    from transformers import AutoModel, AutoTokenizer
+
+    tokens = AutoTokenizer.from_pretrained(folder)(
+        text, truncation=True, max_length=max_length, padding=False, return_tensors="pt"
+    )
+    model = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
+    with torch.inference_mode():
+        return model(input_ids=tokens["input_ids"]).last_hidden_state[0].numpy()
+
+
+def pooled(states: np.ndarray, pooling: str) -> np.ndarray:
+    return {"mean": states.mean(axis=0), "last": states[-1], "cls": states[0]}[pooling]
+
+
+def cosines(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    return (left * right).sum(axis=1) / np.linalg.norm(left, axis=1) / np.linalg.norm(right, axis=1)
+
+
+@pytest.fixture(scope="module")
+def minilm() -> Path:
+    return resolve_model(EncoderSettings())
+
+
+@pytest.fixture(scope="module")
+def causal_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Llama with a word tokenizer; its modules.json asks for mean and norm 1, the tests for neither."""
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("causal")
+    words = ["[UNK]", *sorted({word for title in TITLES for word in title.split()})]
+    tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]").save_pretrained(folder)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(words),
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        initializer_range=0.2,
+    )
+    model = LlamaForCausalLM(config)
+    # A final norm of all ones could be left out without a test seeing it.
+    model.model.norm.weight.data.uniform_(0.5, 1.5)
+    model.save_pretrained(folder)
+    kinds = {"": "Transformer", "1_Pooling": "Pooling", "2_Normalize": "Normalize"}
+    modules = [
+        {"idx": i, "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for i, (path, kind) in enumerate(kinds.items())
+    ]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text(
+        json.dumps({"word_embedding_dimension": 128, "pooling_mode_mean_tokens": True})
+    )
+    return folder
+
+
+def test_hash_vectors_of_titles_that_share_words_are_near() -> None:
+    same, near, far = encode(
+        ["Dune Messiah, book two", "dune MESSIAH", "Super Mario Galaxy"], backend="hash", hash_width=256
+    )
+    assert same @ near > 0.5  # 2 of 4 words: sqrt(2 / 4) = 0.71 in the mean
+    assert abs(same @ far) < 0.3  # 0 in the mean, 1 / sqrt(256) = 0.06 its deviation
+
+
+def test_hash_vectors_do_not_depend_on_the_process() -> None:
+    # `printf dune | openssl dgst -shake128 -xoflen 1` prints 6c = 0b01101100; a 1 is +, a 0 is -.
+    vector = encode(["Dune"], backend="hash", hash_width=8, normalize=False)
+    assert vector.tolist() == [[-1, 1, 1, -1, 1, 1, -1, -1]]
+
+
+def test_hash_vector_of_a_text_without_words_is_a_unit_vector() -> None:
+    assert np.linalg.norm(encode(["", "!!!", "\ud800"], backend="hash"), axis=1) == pytest.approx([1, 1, 1])
+
+
+def test_a_zero_vector_names_its_text() -> None:
+    # Two signs only: some two words cancel.
+    words = [f"alpha word{number}" for number in range(40)]
+    with pytest.raises(EncoderError, match=r"zero or not finite \(position \d+: 'alpha word"):
+        encode(words, backend="hash", hash_width=2)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"pooling": "last"},
+        {"normalize": False},
+        {"prompt": "film: {title}"},
+        {"max_length": 64},
+        {"dtype": "bfloat16"},
+        {"backend": "hash"},
+        {"model": "sentence-transformers/all-MiniLM-L6-v2", "revision": "c" * 40},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_fingerprint_changes_with_each_setting(change: dict[str, Any]) -> None:
+    assert fingerprint_digest(EncoderSettings(**change)) != fingerprint_digest(EncoderSettings())
+
+
+def test_fingerprint_of_a_hub_model_changes_with_its_revision() -> None:
+    first, second = (EncoderSettings(model="owner/name", revision=digit * 40) for digit in "ab")
+    assert fingerprint(first) | {"revision": "b" * 40} == fingerprint(second)
+
+
+def test_both_real_backends_share_a_fingerprint() -> None:
+    assert fingerprint(EncoderSettings(backend="vllm")) == fingerprint(EncoderSettings(backend="sentence-transformers"))
+
+
+def test_fingerprint_follows_the_content_of_a_folder_not_its_path(minilm: Path, tmp_path: Path) -> None:
+    moved = shutil.copytree(minilm, tmp_path / "moved")
+    (moved / "README.md").write_text("another text")
+    assert fingerprint(EncoderSettings(model=str(moved))) == fingerprint(EncoderSettings())
+    vocabulary = json.loads((moved / "tokenizer.json").read_text())
+    (moved / "tokenizer.json").write_text(json.dumps(vocabulary | {"truncation": None}))
+    assert fingerprint(EncoderSettings(model=str(moved))) != fingerprint(EncoderSettings())
+
+
+@pytest.mark.parametrize("revision", ["", "main", "c0ffee"])
+def test_hub_model_without_a_pinned_commit_is_refused(revision: str) -> None:
+    with pytest.raises(EncoderError, match=r"encoder.revision must pin the hub model owner/name to a commit"):
+        make_encoder(EncoderSettings(model="owner/name", revision=revision), EmbedSettings())
+
+
+@pytest.mark.parametrize(
+    ("model", "why"), [("package:no_such_package", "no installed Python package"), ("./nowhere", "no such folder")]
+)
+def test_missing_model_is_refused(model: str, why: str) -> None:
+    with pytest.raises(EncoderError, match=why):
+        fingerprint(EncoderSettings(model=model))
+
+
+def test_pickled_weights_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "pytorch_model.bin").write_bytes(b"")
+    for use in (fingerprint, lambda settings: make_encoder(settings, EmbedSettings())):
+        with pytest.raises(EncoderError, match=r"needs config.json and \*.safetensors"):
+            use(EncoderSettings(model=str(tmp_path)))
+
+
+def test_a_projection_after_the_pooling_is_refused(minilm: Path, tmp_path: Path) -> None:
+    changed = shutil.copytree(minilm, tmp_path / "dense")
+    modules = json.loads((minilm / "modules.json").read_text())
+    modules.append({"idx": 3, "name": "3", "path": "3_Dense", "type": "sentence_transformers.models.Dense"})
+    (changed / "modules.json").write_text(json.dumps(modules))
+    with pytest.raises(EncoderError, match=r"no backend takes it \(got Dense\)"):
+        encode(["Dune"], model=str(changed))
+
+
+def test_max_length_beyond_the_model_is_refused() -> None:
+    with pytest.raises(EncoderError, match=r"reads at most 256 tokens; lower encoder.max_length \(got 300\)"):
+        encode(["Dune"], max_length=300)
+
+
+@needs_vllm
+def test_engine_options_that_change_vectors_are_refused() -> None:
+    options = EmbedSettings(engine_options={"dtype": "float16", "trust_remote_code": True})
+    with pytest.raises(EncoderError, match=r"must not change the vectors \(got dtype, trust_remote_code\)"):
+        make_encoder(EncoderSettings(backend="vllm"), options)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "last", "cls"])
+def test_sentence_transformers_equals_transformers(minilm: Path, pooling: str) -> None:
+    # Lengths far from sorted, more than one batch, texts beyond max_length: order, padding and truncation at once.
+    titles = TITLES[::3]
+    vectors = encode(titles, pooling=pooling, normalize=False, max_length=16)
+    expected = [pooled(token_states(minilm, title, 16), pooling) for title in titles]
+    np.testing.assert_allclose(vectors, expected, atol=1e-5)  # float32, other order of additions
+
+
+def test_normalised_vectors_have_norm_one_and_the_same_direction() -> None:
+    raw, unit = (encode(TITLES[:8], normalize=normalize) for normalize in (False, True))
+    np.testing.assert_allclose(unit, raw / np.linalg.norm(raw, axis=1, keepdims=True), atol=1e-6)
+
+
+def test_prompt_goes_around_the_title() -> None:
+    wrapped = encode(["Dune {x}"], prompt="film: {title}!")
+    np.testing.assert_allclose(wrapped, encode(["film: Dune {x}!"]), atol=1e-6)
+
+
+def test_odd_texts_do_not_break_a_batch() -> None:
+    odd = ["", "lone \ud800 surrogate", "pair \ud83d\ude00", "word " * 20_000, "Dune"]
+    vectors = encode(odd)
+    np.testing.assert_allclose(vectors[1], encode(["lone \ufffd surrogate"])[0], atol=1e-6)
+    np.testing.assert_allclose(vectors[3], encode(["word " * 126])[0], atol=1e-6)  # 128 tokens less [CLS] and [SEP]
+    np.testing.assert_allclose(vectors[4], encode(["Dune"])[0], atol=1e-6)
+
+
+def test_no_texts_give_no_vectors() -> None:
+    assert encode([]).shape == (0, 384)
+
+
+def test_a_text_without_a_token_is_named(causal_model: Path) -> None:
+    with pytest.raises(EncoderError, match=r"1 of 2 texts have no token \(position 1: ''\)"):
+        encode(["Dune", ""], model=str(causal_model), pooling="last")
+
+
+def test_last_pooling_of_a_causal_model_takes_the_last_real_token(causal_model: Path) -> None:
+    vectors = encode(TITLES, model=str(causal_model), pooling="last", normalize=False)
+    expected = [pooled(token_states(causal_model, title, 128), "last") for title in TITLES]
+    np.testing.assert_allclose(vectors, expected, atol=1e-4)  # entries up to 4, other order of additions
+
+
+@needs_vllm
+@pytest.mark.parametrize(
+    ("least", "settings"),
+    [
+        (0.9999, {}),
+        # Eight bits of mantissa: 2**-8 an entry in each of 12 sublayers.
+        (0.999, {"dtype": "bfloat16"}),
+        (0.9999, {"pooling": "cls", "normalize": False, "max_length": 12}),
+    ],
+    ids=["float32", "bfloat16", "cls-truncated"],
+)
+def test_vllm_equals_sentence_transformers(tmp_path: Path, least: float, settings: dict[str, Any]) -> None:
+    vectors = encode_in_own_process(TITLES, tmp_path, backend="vllm", **settings)
+    expected = encode(TITLES, **settings)
+    assert cosines(vectors, expected).min() >= least
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), np.linalg.norm(expected, axis=1), rtol=1e-3)
+
+
+@needs_vllm
+def test_vllm_equals_transformers_on_a_causal_model(causal_model: Path, tmp_path: Path) -> None:
+    settings = {"model": str(causal_model), "pooling": "last", "normalize": False}
+    vectors = encode_in_own_process(TITLES, tmp_path, backend="vllm", **settings)
+    expected = [pooled(token_states(causal_model, title, 128), "last") for title in TITLES]
+    np.testing.assert_allclose(vectors, expected, atol=1e-3)  # entries up to 4, another attention kernel
+
+
+def main(request: str, result: str) -> None:
+    given = json.loads(Path(request).read_text())
+    np.save(result, encode(given["texts"], **given["settings"]))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,4 +1,4 @@
-"""Versioned artifacts under one storage root: data files first, then one manifest that is created or refused, never changed.
+"""Versioned artifacts under one storage root: data files first, then one manifest, created once and never changed.
 
 Layout::
 
@@ -47,7 +47,7 @@ def digest(value: Any) -> str:
 
 
 class Store:
-    """A storage root: a folder, ``s3://bucket/prefix``, or any fsspec URL. Picklable; credentials come from the environment."""
+    """A storage root: a folder, ``s3://bucket/prefix``, any fsspec URL. Picklable; credentials from the environment."""
 
     def __init__(self, root: str) -> None:
         self.root = root
@@ -174,7 +174,7 @@ class Store:
         etag = self.fs.info(path, refresh=True).get("ETag")
         self._expect(path, before, self.fs.cat_file(path).decode())
         if etag is None:
-            raise ArtifactError(f"{path}: this storage has no ETags, so LATEST cannot be moved safely; use S3 or a folder")
+            raise ArtifactError(f"{path}: this storage has no ETags, so LATEST cannot be moved; use S3 or a folder")
         try:
             self.fs.pipe_file(path, after.encode(), IfMatch=etag)
         except OSError as error:
@@ -237,7 +237,7 @@ class Draft:
     def commit(
         self, *, settings: Mapping[str, Any], inputs: Mapping[str, str | Artifact], summary: Mapping[str, Any]
     ) -> Artifact:
-        """Write the manifest and return the version; a version that another run committed first is returned as it is."""
+        """Write the manifest and return the version; one that another run committed first is returned as it is."""
         manifest = {
             "kind": self.kind,
             "name": self.name,
@@ -250,7 +250,9 @@ class Draft:
             "software": software(),
         }
         with contextlib.suppress(ArtifactError):
-            self.store.create(json.dumps(manifest, indent=1, default=str).encode(), self.kind, self.name, self.version, MANIFEST)
+            self.store.create(
+                json.dumps(manifest, indent=1, default=str).encode(), self.kind, self.name, self.version, MANIFEST
+            )
         return cast(Artifact, self.store.find(self.kind, self.name, self.version))
 
 
@@ -303,7 +305,7 @@ class Artifact:
         data = self.store.read(self.kind, self.name, self.version, facts["path"])
         if hashlib.sha256(data).hexdigest() != facts["sha256"]:
             raise ArtifactError(
-                f"{self.location(file)}: damaged: its sha256 is not the one in {MANIFEST}; delete {self.uri} and run again"
+                f"{self.location(file)}: damaged: its sha256 is not the committed one; delete {self.uri} and run again"
             )
         return data
 
@@ -342,7 +344,7 @@ def software() -> dict[str, str]:
 
 @contextlib.contextmanager
 def run_record(store: Store, name: str, job: str, settings: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Keep ``runs/<name>/<job>-<time>.json`` while a job runs: status, stages, seconds, error. Yields the record to add to."""
+    """Keep ``runs/<name>/<job>-<time>.json``: status, stages, seconds, error. Yields the record, to add to."""
     file = f"{job}-{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{uuid.uuid4().hex[:6]}.json"
     record: dict[str, Any] = {"job": job, "status": "running", "started": now(), "stages": {}}
     record |= {"settings": dict(settings), "software": software(), "uri": store.uri("runs", name, file)}

@@ -43,6 +43,7 @@ NUM_EXAMPLES = 3
 
 Ints = npt.NDArray[np.int64]
 Counts = dict[str, int]
+Role = Literal["catalog", "interactions", "user lists", "new items"]
 Split = Literal["given", "ratio-random", "ratio-time", "leave-last-out", "global-time"]
 
 
@@ -91,7 +92,7 @@ class Dataset:
 class InputFile:
     """A file read whole; ``sha256`` is of the file as it is stored, ``data`` is decompressed."""
 
-    role: Literal["catalog", "interactions"]
+    role: Role
     address: str
     data: bytes
     sha256: str
@@ -147,6 +148,13 @@ FIXED_COLUMNS = {
 DAT_COLUMNS = {"catalog": ["movieId", "title", "genres"], "interactions": ["userId", "movieId", "rating", "timestamp"]}
 JSON_SUFFIXES = (".jsonl", ".json", ".ndjson")
 TABLE_SUFFIXES = (".parquet", ".csv", ".csv.gz", ".jsonl", ".jsonl.gz")
+ROLES: dict[str, Role] = {"items": "catalog", "users": "user lists", "new_items": "new items"}
+FILE_SETTINGS: dict[Role, str] = {
+    "catalog": "--data.items FILE",
+    "interactions": "--data.interactions FILE",
+    "user lists": "--recommend.users FILE",
+    "new items": "--recommend.new-items FILE",
+}
 COLUMN_SETTINGS = ("item_column", "title_column", "user_column", "time_column", "rating_column", "split_column")
 
 
@@ -301,14 +309,14 @@ def _usual_names(settings: DataSettings, setting: Literal["items", "interactions
 
 
 def _open(address: str, role: str) -> InputFile:
-    kind: Literal["catalog", "interactions"] = "catalog" if role == "items" else "interactions"
-    setting = "path FOLDER" if role in SPLITS else f"{role} FILE"
+    kind = ROLES.get(role, "interactions")
+    setting = "--data.path FOLDER" if role in SPLITS else FILE_SETTINGS[kind]
     try:
         fs, path = fsspec.core.url_to_fs(address)
         stored = fs.cat_file(path)
     except (OSError, ValueError, ImportError) as error:
         why = "no such file" if isinstance(error, FileNotFoundError) else f"cannot be read ({error})"
-        raise CatalogError(f"{kind} {address}: {why}; pass --data.{setting} with a file that is there") from error
+        raise CatalogError(f"{kind} {address}: {why}; pass {setting} with a file that is there") from error
     try:
         data = gzip.decompress(stored) if address.lower().endswith(".gz") else stored
     except (OSError, EOFError, zlib.error) as error:
@@ -371,7 +379,7 @@ def _read_catalog(file: InputFile, columns: _Columns) -> Catalog:
     frame = _read_columns(file, wanted)
     kind = frame.schema["title"]
     if kind != pl.String:
-        _fail(file, f"column {columns.title} must hold text", kind, "pass --data.title-column NAME")
+        _fail(file, f"column {columns.title} must hold text", kind, _column_hint(file, "title"))
     ids = _ids(file, frame, "item", wanted)
     return Catalog(file, frame.select(item_id=ids, title="title", file="file", row="row"))
 
@@ -399,14 +407,14 @@ def _read_columns(file: InputFile, wanted: dict[str, str]) -> pl.DataFrame:
         frame = _read_csv(file, wanted)
     elif file.suffix in JSON_SUFFIXES:
         frame = _read_jsonl(file, wanted)
-    elif file.suffix == ".dat":
+    elif file.suffix == ".dat" and file.role in DAT_COLUMNS:
         frame = _read_dat(file, wanted)
     else:
         _fail(
             file, "its name must end in the kind of file", file.suffix or "nothing", f"use {', '.join(TABLE_SUFFIXES)}"
         )
     if frame.is_empty():
-        _fail(file, "is empty", "no rows", f"pass --data.{_setting(file)} with a file that has some")
+        _fail(file, "is empty", "no rows", f"pass {FILE_SETTINGS[file.role]} with a file that has some")
     return frame.select(
         **{name: pl.col(column) for name, column in wanted.items()},
         file=pl.lit(0, pl.Int64),
@@ -414,15 +422,15 @@ def _read_columns(file: InputFile, wanted: dict[str, str]) -> pl.DataFrame:
     )
 
 
-def _setting(file: InputFile) -> str:
-    return "items FILE" if file.role == "catalog" else "interactions FILE"
-
-
 def _need_columns(file: InputFile, wanted: dict[str, str], there: Sequence[str]) -> None:
     for name, column in wanted.items():
         if there.count(column) != 1:
-            then = f"pass --data.{name}-column NAME, or another --data.format"
+            then = f"{_column_hint(file, name)}, or another --data.format" if file.role in DAT_COLUMNS else "add it"
             _fail(file, f"must have one column {column!r}", ", ".join(there), then)
+
+
+def _column_hint(file: InputFile, name: str) -> str:
+    return f"pass --data.{name}-column NAME" if file.role in DAT_COLUMNS else "correct the file"
 
 
 def _read_parquet(file: InputFile, wanted: dict[str, str]) -> pl.DataFrame:
@@ -449,7 +457,7 @@ def _read_csv(file: InputFile, wanted: dict[str, str]) -> pl.DataFrame:
     text = _decode(file)
     header = next(csv.reader(io.StringIO(text[: 1 << 20], newline="")), None)
     if not header:
-        _fail(file, "is empty", "no header line", f"pass --data.{_setting(file)} with a file that has rows")
+        _fail(file, "is empty", "no header line", f"pass {FILE_SETTINGS[file.role]} with a file that has rows")
     _need_columns(file, wanted, header)
     try:
         # Polars takes a trailing blank line for a row of nulls.
@@ -652,6 +660,90 @@ def _unique_items(file: InputFile, table: pl.DataFrame, settings: DataSettings) 
         "repeated_items": table.height - unique.height,
         "repeated_items_with_another_title": differing["item_id"].n_unique(),
     }
+
+
+# ---------------------------------------------------------------- newcomers: user lists and new items
+
+
+def open_table(address: str, setting: Literal["users", "new_items"]) -> InputFile:
+    """Read the file that ``recommend.users`` or ``recommend.new_items`` names, whole.
+
+    Raises:
+        CatalogError: the file is missing or damaged.
+    """
+    return _open(_address(DataSettings(), address), setting)
+
+
+def read_user_lists(file: InputFile, item_ids: pa.StringArray) -> tuple[pa.StringArray, Pairs]:
+    """Read users given by their items: user ids, and pairs of a user's row and an index into ``item_ids``.
+
+    Columns ``user_id`` and ``item_ids``: a list in Parquet and JSONL, ids separated by spaces in CSV. An item that a
+    user has twice counts once; pairs are sorted.
+
+    Raises:
+        CatalogError: a user comes twice, has no item or an unknown one, or what any input is refused for.
+    """
+    wanted = {"user": "user_id", "items": "item_ids"}
+    frame = _read_columns(file, wanted)
+    frame = frame.with_columns(user=_ids(file, frame, "user", wanted), items=_id_lists(file, frame["items"]))
+    again = frame.filter(pl.col("user").is_duplicated())
+    if not again.is_empty():
+        _refuse((file,), again, "rows share a user", pl.format("user {}", "user"), "give each user one row")
+    empty = frame.filter(pl.col("items").list.len().fill_null(0) == 0)
+    if not empty.is_empty():
+        then = "give them a known item each, or remove their rows"
+        _refuse((file,), empty, "users have no item", pl.format("user {}", "user"), then)
+    known = pl.DataFrame({"items": pl.Series(values=item_ids, dtype=pl.String)}).with_row_index("item")
+    pairs = frame.explode("items").join(known, on="items", how="left", maintain_order="left")
+    unknown = pairs.filter(pl.col("item").is_null())
+    if not unknown.is_empty():
+        values = pl.format("{} of user {}", _quoted("items"), "user")
+        then = "remove them, or add their titles by --recommend.new-items FILE"
+        _refuse((file,), unknown, "given items are neither in the bundle nor new items", values, then)
+    pairs = pairs.select(pl.col("row", "item").cast(pl.Int64)).unique().sort("row", "item")
+    return _strings(frame["user"]), Pairs(pairs["row"].to_numpy(writable=True), pairs["item"].to_numpy(writable=True))
+
+
+def _id_lists(file: InputFile, lists: pl.Series) -> pl.Series:
+    if file.suffix == ".csv":
+        return lists.str.extract_all(r"\S+")
+    if file.suffix in JSON_SUFFIXES:
+        return pl.Series([_json_ids(file, text, row) for row, text in enumerate(lists)], dtype=pl.List(pl.String))
+    inner = getattr(lists.dtype, "inner", None)
+    if inner is None or not (inner.is_integer() or inner == pl.String):
+        _fail(file, "column item_ids must hold lists of ids", lists.dtype, "write a list of texts for each user")
+    return lists.cast(pl.List(pl.String))
+
+
+def _json_ids(file: InputFile, text: str | None, row: int) -> list[str | None]:
+    try:
+        ids = [] if text is None else json.loads(text)
+    except json.JSONDecodeError:
+        ids = None
+    if not isinstance(ids, list):
+        got = f"{text!r} at {file.place(row)}"
+        _fail(file, "item_ids must be a list of ids", got, 'write it so: "item_ids": ["A", "B"]')
+    return [None if item is None else str(item) for item in ids]
+
+
+def read_new_items(file: InputFile, item_ids: pa.StringArray) -> tuple[pa.StringArray, pa.StringArray]:
+    """Read items to add to those of ``item_ids``, columns ``item_id`` and ``title``: their ids and normalised titles.
+
+    Raises:
+        CatalogError: an id comes twice or is known, a title is empty, or what any input is refused for.
+    """
+    table = _read_catalog(file, _Columns("item_id", "title", "")).table.with_columns(raw="title")
+    table = table.with_columns(title=normalize_titles(table["title"]))
+    known = pl.Series(values=item_ids, dtype=pl.String).implode()
+    for bad, what, then in (
+        (pl.col("item_id").is_duplicated(), "rows share an item id", "leave one row per item"),
+        (pl.col("item_id").is_in(known), "items are in the bundle already", "remove their rows"),
+        (pl.col("title").is_null(), "items have an empty title", "give them a title, or remove their rows"),
+    ):
+        refused = table.filter(bad)
+        if not refused.is_empty():
+            _refuse((file,), refused, what, pl.format("{} with title {}", "item_id", _quoted("raw")), then)
+    return _strings(table["item_id"]), _strings(table["title"])
 
 
 # ---------------------------------------------------------------- from files to a dataset

@@ -216,13 +216,18 @@ class RecommendSettings(Section):
     k: int = Field(20, ge=1, description="items per list")
     bundle: str = Field("", description="bundle version; empty: the one LATEST names")
     users: str = Field(
-        "", description="table (user_id, item_ids) of users given by their items; empty: all users of the bundle"
+        "",
+        description="table (user_id, item_ids) of users given by their items (a list; in CSV separated by spaces); "
+        "empty: all users of the bundle",
     )
     new_items: str = Field("", description="table (item_id, title) of items to add, never trained on")
     include_seen: bool = Field(False, description="let items of the user's history appear in the list")
     num_workers: int = Field(1, ge=1, description="ranking actors")
+    num_cpus: int | None = Field(
+        None, ge=1, description="CPUs (and threads) an actor reserves; unset: the cluster's, shared by the actors"
+    )
+    num_gpus: float = Field(0.0, ge=0, description="GPUs an actor reserves; 0 ranks on the CPU")
     block_size: int = Field(1024, ge=1, description="users ranked at a time")
-    output: str = Field("", description="where the Parquet goes; empty: an artifact under the storage root")
 
 
 class RaySettings(Section):
@@ -269,7 +274,9 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _check_together(self) -> Settings:
         if self.evaluate.select_k not in self.evaluate.ks:
-            raise ValueError(f"evaluate.select_k = {self.evaluate.select_k} is not one of evaluate.ks {self.evaluate.ks}")
+            raise ValueError(
+                f"evaluate.select_k must be one of evaluate.ks {self.evaluate.ks} (got {self.evaluate.select_k})"
+            )
         return self
 
     @classmethod
@@ -286,7 +293,7 @@ class Settings(BaseSettings):
 
 
 def load_settings(argv: Sequence[str] | None = None, prog: str | None = None) -> Settings:
-    """Read settings from ``--config FILE.toml`` and ``--section.key value`` arguments; print help and exit on ``--help``.
+    """Read settings from ``--config FILE.toml`` and ``--section.key value``; on ``--help`` print it and exit.
 
     Raises:
         SettingsError: a key is unknown or a value does not fit; the message lists each one.

@@ -37,7 +37,7 @@ def vectors_version(dataset: Artifact, settings: Settings) -> str:
 def embed(store: Store, settings: Settings, dataset: Artifact) -> Artifact:
     """Return the title vectors of a dataset, computing those shards the store does not have.
 
-    Writes ``items.parquet`` (item_id, row of its vector) and ``vectors-*.parquet`` (fixed-size lists of fp16), in row order.
+    Writes ``items.parquet`` (item_id, row of its vector) and ``vectors-*.parquet`` (fixed-size lists of fp16).
 
     Raises:
         EncoderError: the model cannot be loaded, or gives a vector that is not finite in fp16.
@@ -91,7 +91,9 @@ def _run_shards(draft: Draft, settings: Settings, *, num_texts: int) -> list[dic
             records[record["shard"]] = record
             done += record["file"]["rows"]
             rate = (done - first) / (time.monotonic() - started)
-            logger.info("embed: %s / %s titles, %.0f a second, %.0f s left", done, num_texts, rate, (num_texts - done) / rate)
+            logger.info(
+                "embed: %s / %s titles, %.0f a second, %.0f s left", done, num_texts, rate, (num_texts - done) / rate
+            )
     return [records[shard] for shard in range(num_shards)]
 
 

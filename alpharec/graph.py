@@ -53,9 +53,7 @@ class InteractionGraph:
         ValueError: an index is out of range or a pair occurs twice.
     """
 
-    def __init__(
-        self, users: Tensor, items: Tensor, *, num_users: int, num_items: int, part: Part = Part()
-    ) -> None:
+    def __init__(self, users: Tensor, items: Tensor, *, num_users: int, num_items: int, part: Part = Part()) -> None:
         _check_pairs(users, items, num_users, num_items)
         order = torch.argsort(users * num_items + items)
         users, items = users[order], items[order]
@@ -110,11 +108,11 @@ class InteractionGraph:
 
         Shapes: item_ID [I, D] -> [U, D].
         """
-        return cast(Tensor, _MeanOfItems.apply(item_ID, self))
+        return cast(Tensor, _MeanOfItems.apply(item_ID, self))  # type: ignore[no-untyped-call]
 
     def gather_items(self, item_SD: Tensor) -> Tensor:
         """Return all items' rows from each worker's share (``part.rows``); differentiable."""
-        return cast(Tensor, _GatherItems.apply(item_SD, self))
+        return cast(Tensor, _GatherItems.apply(item_SD, self))  # type: ignore[no-untyped-call]
 
     def propagate(self, user_UD: Tensor, item_SD: Tensor, num_layers: int) -> tuple[Tensor, Tensor]:
         """Return the mean of layers 0..L of E^(k+1) = D^-1/2 A D^-1/2 E^(k), users of this worker and all items.
@@ -122,10 +120,10 @@ class InteractionGraph:
         Shapes: user_UD [U, D]; item_SD, this worker's share of item rows (``part.rows``) -> [U, D], [I, D].
         Source: LightGCN (arXiv 2002.02126) eq. 3-8; AlphaRec (arXiv 2407.05441) eq. 2-3.
         """
-        return cast(tuple[Tensor, Tensor], _Propagate.apply(user_UD, item_SD, self, num_layers))
+        return cast(tuple[Tensor, Tensor], _Propagate.apply(user_UD, item_SD, self, num_layers))  # type: ignore[no-untyped-call]
 
     def _mean_of_layers(self, user_UD: Tensor, item_ID: Tensor, num_layers: int) -> tuple[Tensor, Tensor]:
-        # Horner: e + A(e + A e) sums the layers without keeping them. Users' terms live on their worker, items' are summed.
+        # Horner: e + A(e + A e) sums the layers without keeping them. Users stay on their worker, items are summed.
         user, item = user_UD, item_ID
         for _ in range(num_layers):
             to_users = self._user_sum(item * self.item_scale_I1) * self.user_scale_U1
@@ -219,7 +217,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Sampler:
-    """Draw batches as a pure function of (seed, step): no state, the same batch on any device and any number of workers.
+    """Draw batches as a pure function of (seed, step): no state, the same batch on any device and worker count.
 
     An epoch draws as many positives as there are train interactions, every user equally often up to one: index mod
     users of a shuffled epoch picks the user, then one of its train items at random. Negatives are uniform, with
@@ -237,7 +235,9 @@ class Sampler:
         full = self.graph.user_degree_U == self.graph.num_items
         if full.any():
             user = self.graph.first_user + int(full.nonzero()[0])
-            raise ValueError(f"sampling: user {user} has every item in train, so no negative exists; leave that user out")
+            raise ValueError(
+                f"sampling: user {user} has every item in train, so no negative exists; leave that user out"
+            )
 
     @property
     def steps_per_epoch(self) -> int:
@@ -262,9 +262,10 @@ class Sampler:
         positive_B = graph.items[start_B + _below(degree_B, row_B, self._key(step, 1))]
         counter_BN = row_B[:, None] * self.num_negatives + torch.arange(self.num_negatives, device=device)
         gap_BN = _below((graph.num_items - degree_B)[:, None], counter_BN, self._key(step, 2))
-        seen_before_BN = torch.searchsorted(
-            graph._gap_keys, user_B[:, None] * (graph.num_items + 1) + gap_BN, right=True
-        ) - start_B[:, None]
+        seen_before_BN = (
+            torch.searchsorted(graph._gap_keys, user_B[:, None] * (graph.num_items + 1) + gap_BN, right=True)
+            - start_B[:, None]
+        )
         return Batch(user_B, torch.cat([positive_B[:, None], gap_BN + seen_before_BN], 1))
 
     def _key(self, counter: int, stream: int) -> tuple[int, int]:
@@ -300,7 +301,7 @@ def _uniform32(counter: Tensor, key: tuple[int, int]) -> Tensor:
 
 
 def _below(bound: Tensor, counter: Tensor, key: tuple[int, int]) -> Tensor:
-    """Draw integers in 0..bound-1; the bias, bound / 2^32, is under 0.3% for 10 million items and nil for small bounds."""
+    """Draw integers in 0..bound-1; the bias is bound / 2^32: under 0.3% for 10 million items."""
     draw = _uniform32(counter, key)
     draw *= bound
     draw >>= 32

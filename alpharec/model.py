@@ -141,7 +141,7 @@ def sampled_scores(user_BD: Tensor, item_ID: Tensor, item_BN: Tensor) -> Tensor:
 
     Shapes: user_BD [B, D], item_ID [I, D], item_BN [B, N] -> [B, N].
     """
-    return cast(Tensor, _SampledScores.apply(user_BD, item_ID, item_BN))
+    return cast(Tensor, _SampledScores.apply(user_BD, item_ID, item_BN))  # type: ignore[no-untyped-call]
 
 
 class _SampledScores(torch.autograd.Function):
@@ -151,9 +151,14 @@ class _SampledScores(torch.autograd.Function):
         batch, candidates = item_BN.shape
         rowptr = torch.arange(0, batch * candidates + 1, candidates, device=item_BN.device)
         pattern = torch.sparse_csr_tensor(
-            rowptr, item_BN.reshape(-1), user_BD.new_zeros(batch * candidates), (batch, len(item_ID)), check_invariants=False
+            rowptr,
+            item_BN.reshape(-1),
+            user_BD.new_zeros(batch * candidates),
+            (batch, len(item_ID)),
+            check_invariants=False,
         )
-        return torch.sparse.sampled_addmm(pattern, user_BD, item_ID.T, beta=0.0).values().view(batch, candidates)
+        scores: Tensor = torch.sparse.sampled_addmm(pattern, user_BD, item_ID.T, beta=0.0).values()
+        return scores.view(batch, candidates)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
@@ -194,14 +199,15 @@ def train_step(
         NonFiniteLossError: on every worker, before any weight changes.
     """
     optimizer.zero_grad(set_to_none=True)
-    loss = objective(*model(graph, features), batch) / positives
+    user_UD, item_ID = model(graph, features)
+    loss = objective(user_UD, item_ID, batch) / positives
     total = float(graph.part.sum(loss.detach()))
     if not math.isfinite(total):
         raise NonFiniteLossError(
             f"loss is {total}; the weights are unchanged. Lower train.learning-rate or raise train.temperature "
             f"(got {objective.temperature}), and check the title vectors for extreme values"
         )
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     sum_gradients(model, graph)
     optimizer.step()
     return total

@@ -7,12 +7,11 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
 
 import ray
 
 from alpharec.artifacts import Artifact, ArtifactError, Store, run_record
-from alpharec.catalog import CatalogError, format_report, prepare
+from alpharec.catalog import CatalogError, format_report, load_dataset, prepare
 from alpharec.config import Settings, SettingsError, load_settings
 from alpharec.embed import embed
 from alpharec.encoders import EncoderError
@@ -40,23 +39,31 @@ STAGES: dict[str, Callable[[Store, Settings, Done], Artifact]] = {
 EXPECTED = (SettingsError, CatalogError, ArtifactError, EncoderError, TrainingError, RecommendError)
 
 
-def run_stages(settings: Settings, last: str, *, job: str) -> tuple[Done, dict[str, Any]]:
-    """Run all stages up to ``last`` that the store has no result of; return their artifacts and the run record."""
+# Which stages a job asks for. Recommending needs a published bundle, not the data it was made from.
+JOBS = {name: list(STAGES)[: position + 1] for position, name in enumerate(STAGES)}
+JOBS |= {"recommend": ["recommend"], "pipeline": list(STAGES)}
+
+
+def run_stages(settings: Settings, job: str) -> Done:
+    """Run a job's stages, those without a result in the store; return their artifacts and write the run record."""
     store = Store(settings.storage)
     done: Done = {}
-    names = list(STAGES)[: list(STAGES).index(last) + 1]
     with run_record(store, settings.name, job, settings.model_dump(mode="json")) as record:
-        logger.info("run record: %s", record["uri"])
         connect(settings)
-        for name in names:
+        for name in JOBS[job]:
             started = time.monotonic()
             done[name] = STAGES[name](store, settings, done)
             seconds = time.monotonic() - started
             record["stages"][name] = {
-                "uri": done[name].uri, "seconds": round(seconds, 3), "summary": done[name].summary
-            }  # fmt: skip
+                "uri": done[name].uri,
+                "seconds": round(seconds, 3),
+                "summary": done[name].summary,
+            }
             logger.info("%s: %s (%.1f s)", name, done[name].uri, seconds)
-    return done, record
+        if "evaluate" in done:
+            record["metrics"] = done["evaluate"].read_json("metrics.json")
+        logger.info("run record: %s", record["uri"])
+    return done
 
 
 def connect(settings: Settings) -> None:
@@ -64,19 +71,48 @@ def connect(settings: Settings) -> None:
     if ray.is_initialized():
         return
     if settings.ray.address or "RAY_ADDRESS" in os.environ:
-        ray.init(address=settings.ray.address or None, log_to_driver=True)
+        ray.init(address=settings.ray.address or None)
     else:
-        ray.init(address="local", num_cpus=settings.ray.num_cpus, include_dashboard=False)
+        # Without "local" Ray may join a stale cluster of this machine. The dashboard tells Train its actors' states.
+        ray.init(address="local", num_cpus=settings.ray.num_cpus, include_dashboard=True, logging_level=logging.WARNING)
 
 
-def main(job: str, last: str) -> Done:
-    """Run a job from the command line: settings from its arguments, stages up to ``last``; exit 1 with the reason on failure."""
+def main(job: str) -> None:
+    """Run a job from the command line and print where its result is; exit 1 with the reason on failure."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        settings = load_settings(prog=f"jobs/{job}.py")
-        done, _ = run_stages(settings, last, job=job)
+        done = run_stages(load_settings(prog=f"jobs/{job}.py"), job)
     except EXPECTED as error:
         sys.exit(f"{job}: {error}")
-    if job == "prepare":
+    if job in ("prepare", "pipeline"):
         print(format_report(done["prepare"].read_json("report.json")))
-    return done
+    if "evaluate" in done:
+        print(format_metrics(done["evaluate"]))
+    if job == "pipeline":
+        print(format_lists(done["prepare"], done["recommend"]))
+    print("\n".join(f"{stage:>10}: {artifact.uri}" for stage, artifact in done.items()))
+
+
+def format_metrics(evaluation: Artifact) -> str:
+    """Return a short table: the model's test metrics beside most-popular's."""
+    metrics = evaluation.read_json("metrics.json")
+    model, popular = metrics["test"], metrics["baselines"]["most-popular"]
+    k = max(evaluation.settings["evaluate"]["ks"])
+    lines = [f"test, K = {k}, all items ranked{'':>8}{'AlphaRec':>10}{'most popular':>14}"]
+    for name in ("recall", "ndcg", "hr", "precision", "mrr", "map"):
+        lines.append(f"  {name + '@' + str(k):<36}{model[f'{name}@{k}']:>10.4f}{popular[f'{name}@{k}']:>14.4f}")
+    return "\n".join(lines)
+
+
+def format_lists(dataset: Artifact, recommendations: Artifact, *, users: int = 5, titles: int = 4) -> str:
+    """Return a few users' histories with what is recommended to them."""
+    data = load_dataset(dataset)
+    title = dict(zip(data.item_ids.to_pylist(), data.titles.to_pylist(), strict=True))
+    part = recommendations.read_table(sorted(recommendations.files)[0]).slice(0, users).to_pylist()
+    user_index = {user: index for index, user in enumerate(data.user_ids.to_pylist())}
+    lines = []
+    for row in part:
+        seen = data.train.items[data.train.users == user_index[row["user_id"]]][:titles]
+        lines.append(f"{row['user_id']} had: {'; '.join(data.titles[int(item)].as_py() for item in seen)}")
+        lines.append(f"{'':>{len(row['user_id'])}} gets: {'; '.join(title[item] for item in row['item_ids'][:titles])}")
+    return "\n".join(lines)

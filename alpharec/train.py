@@ -9,10 +9,11 @@ import json
 import logging
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow as pa
 import pyarrow.fs
@@ -34,7 +35,7 @@ from alpharec.ranking import Evaluation, Lists, evaluate, item_popularity_groups
 logger = logging.getLogger(__name__)
 
 # What decides the numbers: anything else may change between the start of a run and its resumption.
-DECIDES = {
+DECIDES: Any = {
     "seed": True,
     "model": True,
     "train": {
@@ -50,7 +51,7 @@ class TrainingError(RuntimeError):
 
 
 def model_version(settings: Settings, dataset: Artifact, vectors: Artifact) -> str:
-    """Return the version of the model that these settings train on this data; workers and devices do not matter to it."""
+    """Return the version of the model that these settings train on this data; workers do not matter to it."""
     return digest([dataset.version, vectors.version, settings.model_dump(mode="json", include=DECIDES)])[:16]
 
 
@@ -123,12 +124,13 @@ def _run_workers(store: Store, settings: Settings, run: str, dataset: Artifact, 
         scaling_config=ray.train.ScalingConfig(
             num_workers=train.num_workers, use_gpu=train.use_gpu, resources_per_worker={"CPU": cpus}
         ),
-        run_config=ray.train.RunConfig(
+        run_config=ray.train.RunConfig(  # type: ignore[call-arg]  # mypy sees the V1 class
             name=run,
             storage_path=store.at("training"),
             storage_filesystem=pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(store.fs)),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
-            failure_config=ray.train.FailureConfig(max_failures=train.max_failures, controller_failure_limit=3),
+            failure_config=ray.train.FailureConfig(max_failures=train.max_failures),
+            logging_config=ray.train.LoggingConfig(log_level="WARNING"),
         ),
     )
     try:
@@ -145,6 +147,7 @@ def _worker(config: dict[str, Any]) -> None:
     settings: Settings = config["settings"]
     torch.set_num_threads(config["threads"])
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
     context = ray.train.get_context()
     training = Training.build(
         settings,
@@ -192,7 +195,7 @@ class State:
     best_weights: dict[str, Tensor] = field(default_factory=dict)
     moments: dict[str, Tensor] = field(default_factory=dict)
 
-    TENSORS = ("weights", "best_weights", "moments")
+    TENSORS: ClassVar = ("weights", "best_weights", "moments")
 
     def save(self, folder: Path) -> None:
         """Write safetensors files and ``state.json``."""
@@ -204,7 +207,7 @@ class State:
     @classmethod
     def load(cls, folder: Path) -> State:
         """Read what ``save`` wrote."""
-        tensors = {name: safetensors.torch.load_file(folder / f"{name}.safetensors") for name in cls.TENSORS}
+        tensors: Any = {name: safetensors.torch.load_file(folder / f"{name}.safetensors") for name in cls.TENSORS}
         return cls(**json.loads((folder / "state.json").read_text()), **tensors)
 
 
@@ -219,7 +222,13 @@ class Training:
         model: AlphaRec,
         selection: Selection,
     ) -> None:
-        self.settings, self.graph, self.features, self.model, self.selection = settings, graph, features, model, selection
+        self.settings, self.graph, self.features, self.model, self.selection = (
+            settings,
+            graph,
+            features,
+            model,
+            selection,
+        )
         train = settings.train
         self.objective = Objective(train.loss, train.temperature)
         self.sampler = Sampler(graph, settings.seed, train.batch_size, train.num_negatives)
@@ -337,7 +346,7 @@ class Selection:
 
 
 def evaluate_model(store: Store, settings: Settings, dataset: Artifact, vectors: Artifact, model: Artifact) -> Artifact:
-    """Return the evaluation of a model on valid and test, beside most-popular; per-user values go to ``per_user.parquet``.
+    """Return a model's evaluation on valid and test, beside most-popular; ``per_user.parquet`` has each user's values.
 
     ``metrics.json``: means by split; test also by user activity and, as ``recall@K/group``, by item popularity.
     """
@@ -365,7 +374,7 @@ def evaluate_model(store: Store, settings: Settings, dataset: Artifact, vectors:
 def measure(
     dataset: Dataset, user_UD: Tensor, item_ID: Tensor, settings: EvaluateSettings
 ) -> tuple[dict[str, Any], Evaluation]:
-    """Return metrics by split and group, and the test split's per-user values. Shapes: user_UD [U, D], item_ID [I, D]."""
+    """Return metrics by split and group, and test's per-user values. Shapes: user_UD [U, D], item_ID [I, D]."""
     train = _lists([dataset.train], 0, dataset.num_users)
     items, users = item_popularity_groups(train, dataset.num_items), user_activity_groups(train)
     found = {}
@@ -426,7 +435,7 @@ def truth_and_seen(
 ) -> tuple[Lists, Lists]:
     """Return a split's truth and the items masked when ranking for it, for users first..first+count-1.
 
-    Test masks train and valid. Valid masks train; with ``valid_mask = train+test`` also test, as the official code does.
+    Test masks train and valid. Valid masks train; ``valid_mask = train+test`` also test, as the official code does.
     """
     count = dataset.num_users if count is None else count
     test_seen = split == "valid" and settings.valid_mask == "train+test"

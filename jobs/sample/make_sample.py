@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from itertools import accumulate
@@ -30,51 +31,132 @@ TIER_PULL = 4.0  # how much likelier an item of the user's own tier is
 FEWEST, MOST, MEAN = 10, 60, 24.5  # interactions of a user; the mean before the cut at MOST
 START, DAYS = 1_700_000_000, 600  # unix seconds; users join over this many days
 
-# A circle is a block of four lines: name | kind | qualifiers | heads | tails. Kinds are the keys of PATTERNS.
+# name | kind | qualifiers | heads | tails, indented where a line goes on. Kinds are the keys of PATTERNS; each four
+# themes make a circle.
 THEME_TABLE = """
-Sourdough Baking | goods | Cane,Linen-Lined,Floured,Long-Ferment,Stoneground,Crusty | Banneton Proofing Basket,Dough Whisk,Bread Lame,Dutch Oven,Rye Flour,Sourdough Starter,Bench Scraper,Baking Stone,Bread Flour | for Country Loaves,for Open Crumb,with Scoring Blades,for Overnight Proofing
-Home Espresso | goods | Single-Boiler,Bottomless,Dark-Roast,Double-Wall,Conical-Burr,Barista | Espresso Machine,Coffee Grinder,Portafilter,Milk Frothing Jug,Espresso Beans,Coffee Tamper,Cappuccino Cups,Knock Box,Coffee Scale | for Ristretto,for Latte Art,with Pressure Gauge,for Morning Coffee
-Pickling & Fermenting | goods | Wide-Mouth,Airlock,Stoneware,Brined,Tangy,Live-Culture | Fermentation Crock,Pickling Jar,Kimchi Container,Glass Weights,Sauerkraut Tamper,Kombucha Brewer,Pickling Spice,Cabbage Slicer,Miso Starter | for Sauerkraut,for Dill Cucumbers,with Water Seal,for Small Batches
-Kitchen Knives | goods | Carbon-Steel,Hand-Forged,Damascus,Walnut-Handled,Eight-Inch,Razor-Sharp | Chef's Knife,Santoku,Paring Knife,Whetstone,Honing Rod,Knife Roll,Boning Knife,Magnetic Knife Block,Nakiri Vegetable Knife | for Fine Slicing,with Blade Guard,for Left-Handed Cooks,for Filleting & Trimming
-Stargazing | goods | Refractor,Wide-Field,Motorised,Red-Light,Collapsible,Ninety-Millimetre | Telescope,Equatorial Mount,Eyepiece Kit,Star Chart,Planisphere,Moon Filter,Astronomy Binoculars,Finder Scope,Barlow Lens | for Deep-Sky Viewing,for Saturn & Jupiter,with Tripod,for Dark Nights
-Space Opera | novel | Last,Burning,Derelict,Drifting,Hollow,Imperial | Starship,Armada,Wormhole,Dreadnought,Colony,Orbital,Warp Gate,Galactic Throne,Void Captain | of the Outer Systems,beyond the Nebula,at Tavik Station,among Dead Suns
-Synthesizer Records | music | Neon,Modular,Analogue,Midnight,Chrome,Sequenced | Oscillators,Arpeggio,Circuits,Waveforms,Night Drive,Filter Sweep,Voltage,Drum Machine,Electric Horizon | (Synthwave LP),(Ambient Electronic LP),(Cassette Reissue),(Modular Live Sessions)
-Science Fiction Films | film | Android,Last,Frozen,Silent,Cloned,Forbidden | Planet,Mutiny,Time Machine,Invasion,Laboratory,Replica,Space Station,Robot Uprising,Alien Signal | from Mars,in the Year 3000,of Tomorrow,on Moonbase Nine
-Trail Running | goods | Lugged,Breathable,Ultralight,Hydration,Reflective,Mud-Grip | Trail Running Shoes,Running Vest,Soft Flask,Running Gaiters,Split Shorts,Race Belt,Energy Gels,Running Cap,Headlamp | for Ultramarathons,for Rocky Descents,for Muddy Hills,with Toe Guard
-Backpacking | goods | Three-Season,Frameless,Down-Filled,Waterproof,Titanium,Packable | Backpacking Tent,Sleeping Bag,Rucksack,Camping Stove,Trekking Poles,Sleeping Mat,Dry Bag,Water Filter,Camp Cook Pot | for Thru-Hikers,for Two Campers,with Stuff Sack,for Wet Summers
-Rock Climbing | goods | Dynamic,Screwgate,Hook-and-Loop,Bouldering,Padded,Knotted | Climbing Rope,Carabiner,Climbing Shoes,Climbing Harness,Chalk Bag,Crash Pad,Belay Device,Quickdraws,Hangboard | for Sport Routes,for Overhangs,with Wire Gate,for Big Walls & Trad
-Mountain Documentaries | film | Frozen,Unclimbed,Thin,Sacred,Hidden,Merciless | Summit,North Face,Expedition,Ridge,Avalanche,Glacier,Base Camp,Alpine Winter,Mountaineers | of the Himalaya,on the Roof of the World,in the Andes,without Oxygen
-Orchid Growing | goods | Fragrant,Potted,Tropical,Flowering,Miniature,Greenhouse | Moth Orchid,Orchid Pot,Orchid Bark Mix,Orchid Fertiliser,Sphagnum Moss,Misting Bottle,Cattleya Division,Plant Stakes,Slipper Orchid | for Windowsills,for Repotting,for Aerial Roots,with Drainage Saucer
-Vegetable Gardening | goods | Heirloom,Raised,Organic,Early,Galvanised,Climbing | Tomato Seeds,Garden Bed,Seed Tray,Compost Bin,Runner Beans,Hand Trowel,Watering Can,Courgette Seeds,Pruning Shears | for Allotments,for Spring Sowing,for Peas & Beans,with Propagator Lid
-Beekeeping | goods | Cedar,Ventilated,Apiary,Stainless,Ten-Frame,Honeycomb | Beehive,Bee Smoker,Beekeeper Suit,Honey Extractor,Hive Tool,Queen Excluder,Brood Frames,Bee Feeder,Honey Jars | for Backyard Apiaries,with Veil,for Honey Harvest,for Swarm Season
-Bird Watching | goods | Squirrel-Proof,Roof-Prism,Hanging,Woodland,Window,Camouflage | Bird Feeder,Birding Binoculars,Nest Box,Spotting Scope,Sunflower Hearts,Bird Bath,Songbird Field Guide,Birder's Logbook,Hummingbird Feeder | for Garden Birds,for Finches & Tits,for Warblers,with Perches
-Jazz Vinyl | music | Smoky,Blue,Cool,After-Hours,Crooked,Uptown | Saxophone,Trumpet Ballads,Bebop,Swing Quartet,Trio,Rhythm Section,Horns,Brushes & Bass,Hard Bop | (Jazz LP),(Live at the Lantern Club),(Mono Jazz Reissue),(180 g Vinyl)
-Cocktail Bar | goods | Smoked,Weighted,Barrel-Aged,Crystal,Aromatic,Mirror-Finish | Cocktail Shaker,Whisky Tumblers,Mixing Glass,Orange Bitters,Martini Glasses,Bar Spoon,Hawthorne Strainer,Muddler,Ice Ball Mould | for Old Fashioneds,for Gin & Tonic,with Recipe Cards,for Home Bartenders
-Film Noir | film | Crooked,Double,Dark,Fatal,Lonely,Rain-Soaked | Alibi,Gangster,Dame,Blackmail,Alley,Private Eye,Getaway,Femme Fatale,Night Train Murder | in the Shadows,at Midnight,without Mercy,on Pier Street
-Hard-Boiled Crime | novel | Dead,Dirty,Broken,Bitter,Red,Unmarked | Detective,Hitman,Homicide,Informant,Bullet,Ransom,Crooked Cop,Cold Case,Body Count | on Harbor Street,before Dawn,in a Rotten City,at the Precinct
-Knitting | goods | Hand-Dyed,Bamboo,Merino,Chunky,Circular,Aran-Weight | Knitting Needles,Sock Yarn,Wool Skein,Stitch Markers,Yarn Bowl,Cable Needle,Sweater Pattern,Row Counter,Alpaca Yarn | for Fair Isle,for Socks & Mittens,for Baby Blankets,with Project Bag
-Quilting | goods | Patchwork,Rotary,Cotton,Self-Healing,Quarter-Inch,Calico | Quilting Fabric Bundle,Fabric Cutter,Quilt Batting,Quilting Ruler,Cutting Mat,Sewing Thread,Quilt Pattern,Applique Pins,Quilting Hoop | for Log Cabin Blocks,for Binding & Borders,for Hand Quilters,with Templates
-Cosy Mysteries | novel | Poisoned,Vanishing,Curious,Buttered,Missing,Meddling | Scone,Vicar,Teapot,Librarian,Village Fete,Knitting Circle,Tabby Cat,Marmalade Murder,Flower Show | at Larkspur Cottage,of Little Wexcombe,in the Parish Hall,before Teatime
-Loose Leaf Tea | goods | First-Flush,Smoky,Jasmine,Organic,Malty,Ceramic | Darjeeling Tea,Oolong Tea,Green Tea,Teapot,Tea Infuser,Earl Grey,Tea Caddy,Matcha Powder,Herbal Tea | for Afternoon Tea,with Bergamot & Cornflower,for Gongfu Brewing,in a Gift Tin
-Woodworking | goods | Dovetail,Japanese,Beech,Cast-Iron,Low-Angle,Mortise | Hand Plane,Chisel Set,Pull Saw,Marking Gauge,Workbench Vise,Wood Glue,Carving Mallet,Bar Clamps,Wood Finishing Oil | for Cabinet Makers,for Oak & Walnut,for Fine Joinery,with Honing Guide
-Model Railways | goods | OO-Gauge,Diecast,Weathered,Digital,Narrow-Gauge,Branch-Line | Steam Locomotive,Railway Track,Signal Box,Goods Wagon,Passenger Coach,Station Platform,Train Controller,Turntable,Diesel Shunter | for Small Layouts,with Working Lights,for Starter Sets,with Smoke Unit
-Hobby Electronics | goods | Temperature-Controlled,Solderless,Programmable,Benchtop,Lead-Free,Four-Channel | Soldering Iron,Breadboard,Microcontroller Board,Multimeter,Oscilloscope,Resistor Assortment,Jumper Wires,Sensor Module,Bench Power Supply | for Robotics,for Circuit Makers,with Alligator Clips,for LEDs & Motors
-Mechanical Keyboards | goods | Hot-Swap,Tactile,Linear,Dye-Sub,Sixty-Percent,Lubed | Mechanical Keyboard,Keycap Set,Key Switches,Wrist Rest,Coiled USB Cable,Switch Puller,Keyboard Case,Stabilisers,Macro Pad | for Quiet Typing,for Programmers,with Foam & Gasket Mount,for Split Layouts
-Wooden Toys | goods | Rainbow,Pull-Along,Stacking,Painted,Chunky,Montessori | Building Blocks,Wooden Train,Shape Sorter,Toy Kitchen,Balance Bike,Toddler Xylophone,Animal Ark,Push Walker,Nesting Dolls | for Toddlers,for Ages 2 & Up,for Little Hands,with Cotton Bag
-Picture Books | novel | Sleepy,Tiny,Grumpy,Very Muddy,Brave,Giggling | Hedgehog,Bear,Duckling,Dragon,Elephant,Bunny,Kitten,Little Tractor,Penguin | Who Lost a Sock,Goes to Bed,and the Big Umbrella,at the Seaside
-Jigsaw Puzzles | goods | 1000-Piece,500-Piece,Panoramic,Shaped,Extra-Large,Round | Harbour Jigsaw Puzzle,Meadow Jigsaw Puzzle,Puzzle Mat,World Map Jigsaw,Puzzle Sorting Trays,Castle Jigsaw,Bookshop Jigsaw Puzzle,Hot-Air Balloon Jigsaw,Puzzle Glue | for Rainy Days,with Poster,for Grown-Ups,with Velvet Pieces
-Board Games | goods | Cooperative,Strategy,Two-Player,Tile-Laying,Family,Quick-Play | Board Game,Dice Game,Card Game,Worker-Placement Game,Trivia Game,Game Expansion,Bluffing Game,Dungeon Crawl Game,Deck-Building Game | for Game Night,for 3 to 6 Players,with Wooden Meeples,of Trading & Farming
-Fly Fishing | goods | Lightweight,Classic,River,Handmade,All-Season,Trout | Fly Rod,Fly Reel,Trout Flies,Fishing Waders,Landing Net,Tippet Spool,Fly Box,Wading Boots,Fly-Tying Vise | for Brown Trout,for Salmon & Grayling,for Mountain Streams,with Rod Tube
-Sea Kayaking | goods | Touring,Inflatable,Neoprene,Carbon,Buoyant,Low-Profile | Sea Kayak,Kayak Paddle,Spray Deck,Buoyancy Aid,Deck Bag,Paddle Float,Bilge Pump,Kayak Trolley,Paddling Jacket | for Coastal Touring,for Open Water,with Skeg,for Surf & Swell
-Age of Sail | novel | Windward,Mutinous,Drowned,Salt-Stained,Admiral's,Lost | Frigate,Midshipman,Privateer,Lighthouse,Broadside,Harpooner,Man-of-War,Shipwreck,Sea Chart | off Cape Sorrow,under Full Sail,in the Roaring Latitudes,of the Windward Fleet
-Home Aquarium | goods | Planted,Nano,Submersible,Tropical,Slow-Release,Rimless | Fish Tank,Aquarium Filter,Aquarium Heater,Fish Flakes,Aquatic Moss,Driftwood,Aquarium Light,Aquarium Gravel,Coral Salt | for Tetras & Shrimp,for Betta Fish,with Air Pump,for Reef Tanks
-Yoga | goods | Non-Slip,Cork,Organic-Cotton,Restorative,Buckwheat,High-Waist | Yoga Mat,Yoga Block,Yoga Strap,Meditation Cushion,Yoga Leggings,Bolster,Yoga Wheel,Incense Sticks,Eye Pillow | for Hot Yoga,for Vinyasa Flow,for Sun Salutations,for Stretch & Balance
-Strength Training | goods | Adjustable,Olympic,Cast-Iron,Knurled,Heavy-Duty,Powder-Coated | Dumbbells,Barbell,Kettlebell,Weight Bench,Squat Rack,Lifting Belt,Bumper Plates,Pull-Up Bar,Whey Protein | for Deadlifts,for Home Gyms,for Squats & Presses,with Spring Collars
-Road Cycling | goods | Aero,Tubeless,Thermal,Clipless,Carbon-Rail,Compact | Bike Helmet,Road Tyres,Cycling Jersey,Bib Shorts,Bike Pedals,Bicycle Saddle,Cycling Computer,Chain Lube,Bar Tape | for Century Rides,for Winter Miles,for Hill Climbs,for Sprints & Crits
-Dog Walking | goods | Padded,Tough,Waterproof,Retractable,Orthopaedic,Squeaky | Dog Harness,Dog Lead,Dog Treats,Dog Coat,Dog Bed,Tennis Ball Launcher,Puppy Collar,Dog Toy,Travel Water Bowl | for Large Dogs,for Puppies,for Terriers & Spaniels,with Reflective Trim
+Sourdough Baking | goods | Cane, Linen-Lined, Floured, Long-Ferment, Stoneground, Crusty | Banneton Proofing Basket,
+    Dough Whisk, Bread Lame, Dutch Oven, Rye Flour, Sourdough Starter, Bench Scraper, Baking Stone, Bread Flour |
+    for Country Loaves, for Open Crumb, with Scoring Blades, for Overnight Proofing
+Home Espresso | goods | Single-Boiler, Bottomless, Dark-Roast, Double-Wall, Conical-Burr, Barista |
+    Espresso Machine, Coffee Grinder, Portafilter, Milk Frothing Jug, Espresso Beans, Coffee Tamper,
+    Cappuccino Cups, Knock Box, Coffee Scale | for Ristretto, for Latte Art, with Pressure Gauge, for Morning Coffee
+Pickling & Fermenting | goods | Wide-Mouth, Airlock, Stoneware, Brined, Tangy, Live-Culture | Fermentation Crock,
+    Pickling Jar, Kimchi Container, Glass Weights, Sauerkraut Tamper, Kombucha Brewer, Pickling Spice,
+    Cabbage Slicer, Miso Starter | for Sauerkraut, for Dill Cucumbers, with Water Seal, for Small Batches
+Kitchen Knives | goods | Carbon-Steel, Hand-Forged, Damascus, Walnut-Handled, Eight-Inch, Razor-Sharp |
+    Chef's Knife, Santoku, Paring Knife, Whetstone, Honing Rod, Knife Roll, Boning Knife, Magnetic Knife Block,
+    Nakiri Vegetable Knife | for Fine Slicing, with Blade Guard, for Left-Handed Cooks, for Filleting & Trimming
+Stargazing | goods | Refractor, Wide-Field, Motorised, Red-Light, Collapsible, Ninety-Millimetre | Telescope,
+    Equatorial Mount, Eyepiece Kit, Star Chart, Planisphere, Moon Filter, Astronomy Binoculars, Finder Scope,
+    Barlow Lens | for Deep-Sky Viewing, for Saturn & Jupiter, with Tripod, for Dark Nights
+Space Opera | novel | Last, Burning, Derelict, Drifting, Hollow, Imperial | Starship, Armada, Wormhole, Dreadnought,
+    Colony, Orbital, Warp Gate, Galactic Throne, Void Captain | of the Outer Systems, beyond the Nebula,
+    at Tavik Station, among Dead Suns
+Synthesizer Records | music | Neon, Modular, Analogue, Midnight, Chrome, Sequenced | Oscillators, Arpeggio,
+    Circuits, Waveforms, Night Drive, Filter Sweep, Voltage, Drum Machine, Electric Horizon | (Synthwave LP),
+    (Ambient Electronic LP), (Cassette Reissue), (Modular Live Sessions)
+Science Fiction Films | film | Android, Last, Frozen, Silent, Cloned, Forbidden | Planet, Mutiny, Time Machine,
+    Invasion, Laboratory, Replica, Space Station, Robot Uprising, Alien Signal | from Mars, in the Year 3000,
+    of Tomorrow, on Moonbase Nine
+Trail Running | goods | Lugged, Breathable, Ultralight, Hydration, Reflective, Mud-Grip | Trail Running Shoes,
+    Running Vest, Soft Flask, Running Gaiters, Split Shorts, Race Belt, Energy Gels, Running Cap, Headlamp |
+    for Ultramarathons, for Rocky Descents, for Muddy Hills, with Toe Guard
+Backpacking | goods | Three-Season, Frameless, Down-Filled, Waterproof, Titanium, Packable | Backpacking Tent,
+    Sleeping Bag, Rucksack, Camping Stove, Trekking Poles, Sleeping Mat, Dry Bag, Water Filter, Camp Cook Pot |
+    for Thru-Hikers, for Two Campers, with Stuff Sack, for Wet Summers
+Rock Climbing | goods | Dynamic, Screwgate, Hook-and-Loop, Bouldering, Padded, Knotted | Climbing Rope, Carabiner,
+    Climbing Shoes, Climbing Harness, Chalk Bag, Crash Pad, Belay Device, Quickdraws, Hangboard | for Sport Routes,
+    for Overhangs, with Wire Gate, for Big Walls & Trad
+Mountain Documentaries | film | Frozen, Unclimbed, Thin, Sacred, Hidden, Merciless | Summit, North Face, Expedition,
+    Ridge, Avalanche, Glacier, Base Camp, Alpine Winter, Mountaineers | of the Himalaya, on the Roof of the World,
+    in the Andes, without Oxygen
+Orchid Growing | goods | Fragrant, Potted, Tropical, Flowering, Miniature, Greenhouse | Moth Orchid, Orchid Pot,
+    Orchid Bark Mix, Orchid Fertiliser, Sphagnum Moss, Misting Bottle, Cattleya Division, Plant Stakes,
+    Slipper Orchid | for Windowsills, for Repotting, for Aerial Roots, with Drainage Saucer
+Vegetable Gardening | goods | Heirloom, Raised, Organic, Early, Galvanised, Climbing | Tomato Seeds, Garden Bed,
+    Seed Tray, Compost Bin, Runner Beans, Hand Trowel, Watering Can, Courgette Seeds, Pruning Shears |
+    for Allotments, for Spring Sowing, for Peas & Beans, with Propagator Lid
+Beekeeping | goods | Cedar, Ventilated, Apiary, Stainless, Ten-Frame, Honeycomb | Beehive, Bee Smoker,
+    Beekeeper Suit, Honey Extractor, Hive Tool, Queen Excluder, Brood Frames, Bee Feeder, Honey Jars |
+    for Backyard Apiaries, with Veil, for Honey Harvest, for Swarm Season
+Bird Watching | goods | Squirrel-Proof, Roof-Prism, Hanging, Woodland, Window, Camouflage | Bird Feeder,
+    Birding Binoculars, Nest Box, Spotting Scope, Sunflower Hearts, Bird Bath, Songbird Field Guide,
+    Birder's Logbook, Hummingbird Feeder | for Garden Birds, for Finches & Tits, for Warblers, with Perches
+Jazz Vinyl | music | Smoky, Blue, Cool, After-Hours, Crooked, Uptown | Saxophone, Trumpet Ballads, Bebop,
+    Swing Quartet, Trio, Rhythm Section, Horns, Brushes & Bass, Hard Bop | (Jazz LP), (Live at the Lantern Club),
+    (Mono Jazz Reissue), (180 g Vinyl)
+Cocktail Bar | goods | Smoked, Weighted, Barrel-Aged, Crystal, Aromatic, Mirror-Finish | Cocktail Shaker,
+    Whisky Tumblers, Mixing Glass, Orange Bitters, Martini Glasses, Bar Spoon, Hawthorne Strainer, Muddler,
+    Ice Ball Mould | for Old Fashioneds, for Gin & Tonic, with Recipe Cards, for Home Bartenders
+Film Noir | film | Crooked, Double, Dark, Fatal, Lonely, Rain-Soaked | Alibi, Gangster, Dame, Blackmail, Alley,
+    Private Eye, Getaway, Femme Fatale, Night Train Murder | in the Shadows, at Midnight, without Mercy,
+    on Pier Street
+Hard-Boiled Crime | novel | Dead, Dirty, Broken, Bitter, Red, Unmarked | Detective, Hitman, Homicide, Informant,
+    Bullet, Ransom, Crooked Cop, Cold Case, Body Count | on Harbor Street, before Dawn, in a Rotten City,
+    at the Precinct
+Knitting | goods | Hand-Dyed, Bamboo, Merino, Chunky, Circular, Aran-Weight | Knitting Needles, Sock Yarn,
+    Wool Skein, Stitch Markers, Yarn Bowl, Cable Needle, Sweater Pattern, Row Counter, Alpaca Yarn | for Fair Isle,
+    for Socks & Mittens, for Baby Blankets, with Project Bag
+Quilting | goods | Patchwork, Rotary, Cotton, Self-Healing, Quarter-Inch, Calico | Quilting Fabric Bundle,
+    Fabric Cutter, Quilt Batting, Quilting Ruler, Cutting Mat, Sewing Thread, Quilt Pattern, Applique Pins,
+    Quilting Hoop | for Log Cabin Blocks, for Binding & Borders, for Hand Quilters, with Templates
+Cosy Mysteries | novel | Poisoned, Vanishing, Curious, Buttered, Missing, Meddling | Scone, Vicar, Teapot,
+    Librarian, Village Fete, Knitting Circle, Tabby Cat, Marmalade Murder, Flower Show | at Larkspur Cottage,
+    of Little Wexcombe, in the Parish Hall, before Teatime
+Loose Leaf Tea | goods | First-Flush, Smoky, Jasmine, Organic, Malty, Ceramic | Darjeeling Tea, Oolong Tea,
+    Green Tea, Teapot, Tea Infuser, Earl Grey, Tea Caddy, Matcha Powder, Herbal Tea | for Afternoon Tea,
+    with Bergamot & Cornflower, for Gongfu Brewing, in a Gift Tin
+Woodworking | goods | Dovetail, Japanese, Beech, Cast-Iron, Low-Angle, Mortise | Hand Plane, Chisel Set, Pull Saw,
+    Marking Gauge, Workbench Vise, Wood Glue, Carving Mallet, Bar Clamps, Wood Finishing Oil | for Cabinet Makers,
+    for Oak & Walnut, for Fine Joinery, with Honing Guide
+Model Railways | goods | OO-Gauge, Diecast, Weathered, Digital, Narrow-Gauge, Branch-Line | Steam Locomotive,
+    Railway Track, Signal Box, Goods Wagon, Passenger Coach, Station Platform, Train Controller, Turntable,
+    Diesel Shunter | for Small Layouts, with Working Lights, for Starter Sets, with Smoke Unit
+Hobby Electronics | goods | Temperature-Controlled, Solderless, Programmable, Benchtop, Lead-Free, Four-Channel |
+    Soldering Iron, Breadboard, Microcontroller Board, Multimeter, Oscilloscope, Resistor Assortment, Jumper Wires,
+    Sensor Module, Bench Power Supply | for Robotics, for Circuit Makers, with Alligator Clips, for LEDs & Motors
+Mechanical Keyboards | goods | Hot-Swap, Tactile, Linear, Dye-Sub, Sixty-Percent, Lubed | Mechanical Keyboard,
+    Keycap Set, Key Switches, Wrist Rest, Coiled USB Cable, Switch Puller, Keyboard Case, Stabilisers, Macro Pad |
+    for Quiet Typing, for Programmers, with Foam & Gasket Mount, for Split Layouts
+Wooden Toys | goods | Rainbow, Pull-Along, Stacking, Painted, Chunky, Montessori | Building Blocks, Wooden Train,
+    Shape Sorter, Toy Kitchen, Balance Bike, Toddler Xylophone, Animal Ark, Push Walker, Nesting Dolls |
+    for Toddlers, for Ages 2 & Up, for Little Hands, with Cotton Bag
+Picture Books | novel | Sleepy, Tiny, Grumpy, Very Muddy, Brave, Giggling | Hedgehog, Bear, Duckling, Dragon,
+    Elephant, Bunny, Kitten, Little Tractor, Penguin | Who Lost a Sock, Goes to Bed, and the Big Umbrella,
+    at the Seaside
+Jigsaw Puzzles | goods | 1000-Piece, 500-Piece, Panoramic, Shaped, Extra-Large, Round | Harbour Jigsaw Puzzle,
+    Meadow Jigsaw Puzzle, Puzzle Mat, World Map Jigsaw, Puzzle Sorting Trays, Castle Jigsaw, Bookshop Jigsaw Puzzle,
+    Hot-Air Balloon Jigsaw, Puzzle Glue | for Rainy Days, with Poster, for Grown-Ups, with Velvet Pieces
+Board Games | goods | Cooperative, Strategy, Two-Player, Tile-Laying, Family, Quick-Play | Board Game, Dice Game,
+    Card Game, Worker-Placement Game, Trivia Game, Game Expansion, Bluffing Game, Dungeon Crawl Game,
+    Deck-Building Game | for Game Night, for 3 to 6 Players, with Wooden Meeples, of Trading & Farming
+Fly Fishing | goods | Lightweight, Classic, River, Handmade, All-Season, Trout | Fly Rod, Fly Reel, Trout Flies,
+    Fishing Waders, Landing Net, Tippet Spool, Fly Box, Wading Boots, Fly-Tying Vise | for Brown Trout,
+    for Salmon & Grayling, for Mountain Streams, with Rod Tube
+Sea Kayaking | goods | Touring, Inflatable, Neoprene, Carbon, Buoyant, Low-Profile | Sea Kayak, Kayak Paddle,
+    Spray Deck, Buoyancy Aid, Deck Bag, Paddle Float, Bilge Pump, Kayak Trolley, Paddling Jacket |
+    for Coastal Touring, for Open Water, with Skeg, for Surf & Swell
+Age of Sail | novel | Windward, Mutinous, Drowned, Salt-Stained, Admiral's, Lost | Frigate, Midshipman, Privateer,
+    Lighthouse, Broadside, Harpooner, Man-of-War, Shipwreck, Sea Chart | off Cape Sorrow, under Full Sail,
+    in the Roaring Latitudes, of the Windward Fleet
+Home Aquarium | goods | Planted, Nano, Submersible, Tropical, Slow-Release, Rimless | Fish Tank, Aquarium Filter,
+    Aquarium Heater, Fish Flakes, Aquatic Moss, Driftwood, Aquarium Light, Aquarium Gravel, Coral Salt |
+    for Tetras & Shrimp, for Betta Fish, with Air Pump, for Reef Tanks
+Yoga | goods | Non-Slip, Cork, Organic-Cotton, Restorative, Buckwheat, High-Waist | Yoga Mat, Yoga Block,
+    Yoga Strap, Meditation Cushion, Yoga Leggings, Bolster, Yoga Wheel, Incense Sticks, Eye Pillow | for Hot Yoga,
+    for Vinyasa Flow, for Sun Salutations, for Stretch & Balance
+Strength Training | goods | Adjustable, Olympic, Cast-Iron, Knurled, Heavy-Duty, Powder-Coated | Dumbbells, Barbell,
+    Kettlebell, Weight Bench, Squat Rack, Lifting Belt, Bumper Plates, Pull-Up Bar, Whey Protein | for Deadlifts,
+    for Home Gyms, for Squats & Presses, with Spring Collars
+Road Cycling | goods | Aero, Tubeless, Thermal, Clipless, Carbon-Rail, Compact | Bike Helmet, Road Tyres,
+    Cycling Jersey, Bib Shorts, Bike Pedals, Bicycle Saddle, Cycling Computer, Chain Lube, Bar Tape |
+    for Century Rides, for Winter Miles, for Hill Climbs, for Sprints & Crits
+Dog Walking | goods | Padded, Tough, Waterproof, Retractable, Orthopaedic, Squeaky | Dog Harness, Dog Lead,
+    Dog Treats, Dog Coat, Dog Bed, Tennis Ball Launcher, Puppy Collar, Dog Toy, Travel Water Bowl | for Large Dogs,
+    for Puppies, for Terriers & Spaniels, with Reflective Trim
 """
 
-# What a title of each kind looks like. {b} a brand, {p} a person, {q} a qualifier, {h} a head, {t} a tail, {n} the theme.
+# What a title looks like. {b} a brand, {p} a person, {q} a qualifier, {h} a head, {t} a tail, {n} the theme.
 PATTERNS = {
     "goods": (
         *("{b} {q} {h}", "{b} {h} {t}", "{q} {h} {t}", "{b} {q} {h} {t}", "{b} {h}, {q}"),
@@ -82,10 +164,22 @@ PATTERNS = {
     ),
     "novel": ("The {q} {h}", "The {h} {t}", "The {q} {h} {t}", "{p}: The {q} {h}", "The {q} {h} ({n} Paperback)"),
     "music": ("{p} - {q} {h} {t}", "{p} Ensemble - {h} {t}", "{q} {h} {t}", "{p} & Friends - {q} {h} (LP)"),
-    "film": ("The {q} {h} (Film on Disc)", "{h} {t} (Restored Edition)", "The {q} {h} {t}", "{h} {t}, Directed by {p}", "The {q} {h} ({n})"),
+    "film": (
+        "The {q} {h} (Film on Disc)",
+        "{h} {t} (Restored Edition)",
+        "The {q} {h} {t}",
+        "{h} {t}, Directed by {p}",
+        "The {q} {h} ({n})",
+    ),
 }
-BRAND_PARTS = ("Brel Quor Tansel Ovin Mirl Fenra Drusk Halv Yarro Ostel Vemm Kelpi", "wick moor holt dane lo bury ique crest")
-NAME_PARTS = ("Maren Otis Ilse Tobin Petra Anselm Wynn Dorrit Calla Bram", "Olcott Quillfeather Vantry Sorrel Hask Umber Lindqvale Pell")
+BRAND_PARTS = (
+    "Brel Quor Tansel Ovin Mirl Fenra Drusk Halv Yarro Ostel Vemm Kelpi",
+    "wick moor holt dane lo bury ique crest",
+)
+NAME_PARTS = (
+    "Maren Otis Ilse Tobin Petra Anselm Wynn Dorrit Calla Bram",
+    "Olcott Quillfeather Vantry Sorrel Hask Umber Lindqvale Pell",
+)
 
 
 @dataclass(frozen=True)
@@ -113,9 +207,11 @@ class Item:
 
 def read_themes() -> list[Theme]:
     """Return the themes of ``THEME_TABLE``; an item's ``theme`` is a position in this list."""
-    rows = [[cell.strip() for cell in line.split("|")] for line in THEME_TABLE.strip().splitlines()]
+    rows = [
+        [cell.strip() for cell in line.split("|")] for line in THEME_TABLE.replace("\n    ", " ").strip().splitlines()
+    ]
     return [
-        Theme(name, position // 4, kind, qualifiers.split(","), heads.split(","), tails.split(","))
+        Theme(name, position // 4, kind, qualifiers.split(", "), heads.split(", "), tails.split(", "))
         for position, (name, kind, qualifiers, heads, tails) in enumerate(rows)
     ]
 
@@ -226,7 +322,7 @@ def _draw_themes(count: int, rng: Random) -> list[int]:
     return themes
 
 
-def _write_csv(path: Path, header: tuple[str, ...], rows: list[tuple[str, ...]] | list[tuple[str, str, int]]) -> None:
+def _write_csv(path: Path, header: tuple[str, ...], rows: Sequence[tuple[str | int, ...]]) -> None:
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(header)

@@ -1,0 +1,31 @@
+# Two commands are enough: `make demo` and `make test`. Both make .venv first; it takes a few minutes once.
+PYTHON ?= python3
+BIN := .venv/bin
+export HF_HUB_OFFLINE := 1
+export RAY_AUTH_MODE ?= token
+export RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO ?= 0
+
+.PHONY: setup demo test check clean
+
+setup: .venv/ready
+
+.venv/ready: requirements/local.txt pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check $$(grep '^torch==' requirements/local.txt)
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --requirement requirements/local.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	touch $@
+
+demo: setup
+	$(BIN)/python jobs/pipeline.py --config jobs/configs/sample.toml
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: check
+	$(BIN)/python -m pytest
+
+clean:
+	rm -rf store .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -16,6 +16,7 @@ from pydantic_settings import (
     SettingsConfigDict,
     TomlConfigSettingsSource,
 )
+from pydantic_settings.exceptions import SettingsError as UnreadableError
 
 # Hidden widths the paper's code uses per text width; it equalises the number of weights at about 4.9 million.
 PAPER_HIDDEN_WIDTH = {768: 6144, 1536: 3072, 3072: 1536, 4096: 1152}
@@ -38,7 +39,7 @@ class SettingsError(ValueError):
 class Section(BaseModel):
     """A group of settings; unknown keys are errors."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class DataSettings(Section):
@@ -301,15 +302,18 @@ def load_settings(argv: Sequence[str] | None = None, prog: str | None = None) ->
     arguments = list(sys.argv[1:] if argv is None else argv)
     config = _take_config(arguments)
     arguments = [_kebab(argument) for argument in arguments]
-    if config and not Path(config).is_file():
+    if config is not None and not Path(config).is_file():
         raise SettingsError(f"--config: no such file (got {config}); jobs/configs/ holds examples")
 
-    command_line: CliSettingsSource[Any] = CliSettingsSource(Settings, cli_parse_args=arguments, cli_prog_name=prog)
+    command_line: CliSettingsSource[Any]
     try:
+        command_line = CliSettingsSource(Settings, cli_parse_args=arguments, cli_prog_name=prog)
         given = TomlConfigSettingsSource(Settings, toml_file=config)() if config else {}
         return Settings.model_validate(_merge(given, command_line()))
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SettingsError(f"{config}: not TOML: {error}") from None
+    except UnreadableError as error:
+        raise SettingsError(f"the command line: {error} ({error.__cause__}); run with --help") from None
     except ValidationError as error:
         raise SettingsError(_explain(error, config)) from None
 

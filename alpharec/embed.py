@@ -7,6 +7,7 @@ Shapes: I items, T text width.
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import os
@@ -24,7 +25,7 @@ import torch
 
 from alpharec.artifacts import Artifact, Draft, Store, digest
 from alpharec.config import Settings
-from alpharec.encoders import EncoderDied, EncoderError, fingerprint, make_encoder
+from alpharec.encoders import Encoder, EncoderDied, EncoderError, fingerprint, make_encoder
 
 logger = logging.getLogger(__name__)
 
@@ -133,14 +134,17 @@ class _ShardEncoder:
     def __init__(self, store: Store, kind: str, name: str, version: str, texts: str, settings: Settings) -> None:
         self.store, self.place, self.texts, self.settings = store, (kind, name, version), texts, settings
         torch.set_num_threads(max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1))))
-        self.encoder = make_encoder(settings.encoder, settings.embed)
+
+    @functools.cached_property
+    def encoder(self) -> Encoder:
+        return make_encoder(self.settings.encoder, self.settings.embed)
 
     def __call__(self, batch: dict[str, npt.NDArray[np.int64]]) -> dict[str, list[str]]:
         try:
             return {"record": [json.dumps(self._encode(int(batch["shard"][0])))], "error": [""]}
         except EncoderDied:
             os._exit(1)  # the engine is gone: only a new actor can start another
-        except EncoderError as error:
+        except EncoderError as error:  # the driver raises it: a person sees the message, not an actor's traceback
             return {"record": [""], "error": [str(error)]}
 
     def _encode(self, shard: int) -> dict[str, Any]:
@@ -149,7 +153,7 @@ class _ShardEncoder:
         vectors = self.encoder.encode(texts).astype(np.float16)
         if not np.isfinite(vectors).all():
             text = texts[int(np.argmin(np.isfinite(vectors).all(1)))]
-            raise EncoderError(f"the vector of {text!r} does not fit fp16; pass --encoder.normalize")
+            raise EncoderError(f"the vector of {text[:60]!r} does not fit fp16; pass --encoder.normalize")
         draft, width = Draft(self.store, *self.place), vectors.shape[1]
         column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), width)
         draft.write_table("vectors.parquet", pa.table({"vector": column}))

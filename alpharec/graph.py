@@ -103,11 +103,16 @@ class InteractionGraph:
     def _item_sum(self, user_UD: Tensor) -> Tensor:
         return F.embedding_bag(self.users, user_UD, self.colptr, mode="sum", include_last_offset=True)
 
-    def mean_of_items(self, item_ID: Tensor) -> Tensor:
-        """Return the mean row of each user's train items, 0 for a user without any; differentiable.
+    def mean_of_items(self, item_ID: Tensor, users: slice | None = None) -> Tensor:
+        """Return the mean row of each user's train items, 0 for a user without any; differentiable for all users.
 
-        Shapes: item_ID [I, D] -> [U, D].
+        Shapes: item_ID [I, D] -> [U, D], or the rows ``users`` of it, without gradient.
         """
+        if users is not None:
+            start = self.rowptr[users.start : users.stop + 1]
+            items = self.items[int(start[0]) : int(start[-1])]
+            total = F.embedding_bag(items, item_ID, start - start[0], mode="sum", include_last_offset=True)
+            return total * self.user_scale_U1[users] ** 2
         return cast(Tensor, _MeanOfItems.apply(item_ID, self))  # type: ignore[no-untyped-call]
 
     def gather_items(self, item_SD: Tensor) -> Tensor:

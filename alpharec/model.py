@@ -21,6 +21,7 @@ from alpharec.graph import Batch, InteractionGraph
 # A user's mean costs U x T multiplications more per hidden unit when taken before the first layer, and E additions
 # when taken after it; on CPU an addition of the sparse product was measured at about 2.5 multiplications of the dense.
 ADDITION_COST = 4
+USERS_AT_ONCE = 4096  # of the hidden layer outside training: 25 MB at H = 1,536
 
 
 @dataclass(frozen=True)
@@ -79,9 +80,12 @@ class AlphaRec(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.num_layers = num_layers
-        self.first = nn.Linear(text_width, hidden_width if projector == "mlp" else width, bias=projector == "mlp")
-        self.last = nn.Linear(hidden_width, width) if projector == "mlp" else None
+        self.num_layers, self.width = num_layers, width
+        # Made on "meta", so that torch's own initialisation does not advance the global generator.
+        first_width = hidden_width if projector == "mlp" else width
+        self.first = nn.Linear(text_width, first_width, bias=projector == "mlp", device="meta").to_empty(device="cpu")
+        last = nn.Linear(hidden_width, width, device="meta").to_empty(device="cpu")
+        self.last = last if projector == "mlp" else None
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for layer in filter(None, (self.first, self.last)):
@@ -105,6 +109,21 @@ class AlphaRec(nn.Module):
             user_UD = self._finish(graph.mean_of_items(graph.gather_items(first_SH)))
         else:
             user_UD = self.project(features.user_UT)
+        return graph.propagate(user_UD, self._finish(first_SH), self.num_layers)
+
+    @torch.no_grad()
+    def represent(self, graph: InteractionGraph, features: TextFeatures) -> tuple[Tensor, Tensor]:
+        """Return what ``forward`` returns, without ever holding the users' hidden layer. Shapes: -> [U, D], [I, D]."""
+        first_SH = F.linear(features.item_ST, self.first.weight)
+        first_IH = graph.gather_items(first_SH) if features.user_UT is None else None
+        blocks = []
+        for start in range(0, graph.num_local_users, USERS_AT_ONCE):
+            rows = slice(start, min(start + USERS_AT_ONCE, graph.num_local_users))
+            if first_IH is not None:
+                blocks.append(self._finish(graph.mean_of_items(first_IH, rows)))
+            else:
+                blocks.append(self.project(cast(Tensor, features.user_UT)[rows]))
+        user_UD = torch.cat(blocks) if blocks else first_SH.new_zeros(0, self.width)
         return graph.propagate(user_UD, self._finish(first_SH), self.num_layers)
 
 

@@ -294,7 +294,7 @@ class Training:
     @torch.no_grad()
     def represent(self) -> tuple[Tensor, Tensor]:
         """Return final representations whose dot products are scores. Shapes: user_UD [U, D], item_ID [I, D]."""
-        user_UD, item_ID = self.model(self.graph, self.features)
+        user_UD, item_ID = self.model.represent(self.graph, self.features)
         return self.objective.scale(user_UD), self.objective.scale(item_ID)
 
     def snapshot(self) -> State:
@@ -395,7 +395,7 @@ def represent(dataset: Dataset, item_IT: Tensor, model: Artifact) -> tuple[Tenso
     network = build_model(trained, item_IT.shape[1])
     network.load_state_dict(model.read_tensors("model.safetensors"))
     graph = build_graph(dataset)
-    user_UD, item_ID = network(graph, TextFeatures.build(item_IT, graph))
+    user_UD, item_ID = network.represent(graph, TextFeatures.build(item_IT, graph))
     objective = Objective(trained.train.loss, trained.train.temperature)
     return objective.scale(user_UD), objective.scale(item_ID)
 

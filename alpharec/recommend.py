@@ -1,0 +1,554 @@
+"""The publishing stage and the recommending stage: an immutable bundle that is all serving needs, and lists from it.
+
+Shapes: U users, I items, B users of a block, K list length, P (user, item) pairs, E seen interactions, T text width,
+D representation width.
+
+A bundle's representations are ready to rank: their dot products are scores. Newcomers, users and items never trained
+on, get theirs from the projector and the items' ``context``, without retraining.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import ray
+import ray.data
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from alpharec.artifacts import Artifact, ArtifactError, Draft, Store, digest
+from alpharec.catalog import Dataset, InputFile, Pairs, load_dataset, open_table, read_new_items, read_user_lists
+from alpharec.config import RecommendSettings, Settings
+from alpharec.embed import embed, load_vectors
+from alpharec.encoders import fingerprint
+from alpharec.graph import InteractionGraph
+from alpharec.model import AlphaRec, Objective, TextFeatures
+from alpharec.ranking import Lists, rank
+from alpharec.train import build_graph, build_model
+
+logger = logging.getLogger(__name__)
+
+# Part of a bundle's version: raise it when the same model would give other files.
+BUNDLE_FORMAT = 1
+PARTS_PER_ACTOR = 4  # so that an actor that is slow or lost costs at most a quarter of its work
+MAX_PART = 65_536  # users a part file, about 20 MB at K = 20
+
+Facts = dict[str, Any]
+
+CARD = """\
+# AlphaRec bundle {title}
+
+Recommends items from their titles and past interactions: title vectors of a language model, a trained projector,
+LightGCN propagation (arXiv 2407.05441). Scores are {score}.
+
+- Data: {data}.
+- Encoder: `{encoder}`
+- Model: {model}.
+- Training: {train}. All settings: `settings.json`.
+
+## Metrics on test, all items ranked, seen ones left out
+
+| metric | this model | most-popular |
+|---|---|---|
+{scores}
+
+More in `metrics.json`.
+
+## Limits
+
+- Representations come from train interactions; valid and test ones are only left out of the lists, as seen.
+- {cold_users} users have no train interaction and share one representation.
+- {cold_items} items have no train interaction: they are ranked by their title alone.
+- An item is known by its title only: not by price, stock, age rating or date.
+
+## Lineage
+
+{lineage}
+
+## Use
+
+    {use}
+
+New users: add `--recommend.users FILE` (user_id, item_ids). New items: `--recommend.new-items FILE` (item_id, title),
+with the encoder settings above.
+"""
+
+
+class RecommendError(RuntimeError):
+    """A bundle cannot be published or used as asked; the message says what to do."""
+
+
+# ---------------------------------------------------------------- publish
+
+
+def publish(
+    store: Store, settings: Settings, dataset: Artifact, vectors: Artifact, model: Artifact, evaluation: Artifact
+) -> Artifact:
+    """Return the bundle of a trained model, writing it only if the store does not have it, and move LATEST to it.
+
+    Writes ``projector.safetensors``; ``users.parquet`` (user_id, representation); ``items.parquet`` (item_id, title,
+    representation, context); ``seen.parquet`` (user, item: all known interactions, sorted); ``settings.json``, the
+    model's; ``metrics.json``; ``MODEL_CARD.md``.
+
+    Raises:
+        RecommendError: the artifacts do not belong together.
+        ArtifactError: LATEST was moved by another run meanwhile.
+    """
+    _check_lineage(model, dataset=dataset, vectors=vectors)
+    _check_lineage(evaluation, model=model)
+    version = digest([model.version, evaluation.version, BUNDLE_FORMAT])[:16]
+    bundle = store.find("bundles", settings.name, version)
+    if bundle is None:
+        draft = store.draft("bundles", settings.name, version)
+        bundle = _write_bundle(draft, dataset, vectors, model, evaluation)
+    store.move_latest("bundles", settings.name, version)
+    return bundle
+
+
+def _write_bundle(
+    draft: Draft, dataset: Artifact, vectors: Artifact, model: Artifact, evaluation: Artifact
+) -> Artifact:
+    data, weights = load_dataset(dataset), model.read_tensors("model.safetensors")
+    network, objective = _load_model(model.settings, weights)
+    item_IT = torch.from_numpy(load_vectors(vectors)).float()
+    user_UD, item_ID, context_ID = represent_trained(data, item_IT, network, objective)
+    summary = {
+        "users": data.num_users,
+        "items": data.num_items,
+        "width": item_ID.shape[1],
+        "fingerprint": vectors.summary["fingerprint"],
+    }
+    inputs = {"dataset": dataset, "vectors": vectors, "model": model, "evaluation": evaluation}
+    metrics = evaluation.read_json("metrics.json")
+    draft.write_tensors("projector.safetensors", weights)
+    draft.write_table("users.parquet", pa.table({"user_id": data.user_ids, "representation": _column(user_UD)}))
+    items = {"item_id": data.item_ids, "title": data.titles}
+    items |= {"representation": _column(item_ID), "context": _column(context_ID)}
+    draft.write_table("items.parquet", pa.table(items))
+    draft.write_table("seen.parquet", _seen_table(data.train, data.valid, data.test))
+    draft.write_json("settings.json", model.settings)
+    draft.write_json("metrics.json", metrics)
+    report = dataset.read_json("report.json")
+    draft.write_bytes("MODEL_CARD.md", model_card(draft, model.settings, report, summary, metrics, inputs).encode())
+    return draft.commit(settings=model.settings, inputs=inputs, summary=summary)
+
+
+def _load_model(settings: Mapping[str, Any], weights: Mapping[str, Tensor]) -> tuple[AlphaRec, Objective]:
+    """Return a trained model by the settings it was trained with."""
+    trained = Settings.model_validate(settings)
+    network = build_model(trained, weights["first.weight"].shape[1])
+    network.load_state_dict(weights)
+    return network, Objective(trained.train.loss, trained.train.temperature)
+
+
+@torch.no_grad()
+def represent_trained(
+    dataset: Dataset, item_IT: Tensor, network: AlphaRec, objective: Objective
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return users' and items' representations, whose dot products are scores, and the items' context; on the GPU
+    where there is one.
+
+    Shapes: item_IT [I, T], float32 -> [U, D], [I, D], [I, D], on the CPU.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    graph, network = build_graph(dataset).to(device), network.to(device)
+    num_layers, network.num_layers = network.num_layers, 0
+    first_UD, first_ID = network.represent(graph, TextFeatures.build(item_IT.to(device), graph))  # layer 0
+    network.num_layers = num_layers
+    user_UD, item_ID = graph.propagate(first_UD, first_ID, num_layers)
+    context_ID = item_context(graph, first_UD, first_ID, num_layers)
+    return objective.scale(user_UD).cpu(), objective.scale(item_ID).cpu(), context_ID.cpu()
+
+
+def item_context(graph: InteractionGraph, first_UD: Tensor, first_ID: Tensor, num_layers: int) -> Tensor:
+    """Return what an item adds to a user who has it, 0 for an item without train interactions::
+
+        context_i = d_i^-1/2 (e_i^(0) + ... + e_i^(L-1)) / (L + 1)
+
+    Shapes: layer 0 of users [U, D] and of items [I, D] -> [I, D].
+    """
+    if num_layers == 0:
+        return torch.zeros_like(first_ID)
+    _, mean_ID = graph.propagate(first_UD, first_ID, num_layers - 1)  # the mean of L layers
+    return graph.item_scale_I1 * mean_ID * (num_layers / (num_layers + 1))
+
+
+@torch.no_grad()
+def represent_users(
+    network: AlphaRec, item_IT: Tensor, context_ID: Tensor, lists: Lists, *, block_size: int = 1024
+) -> Tensor:
+    """Return final representations, not scaled, of users given by their items N::
+
+        e_u = projector(mean of x_i) / (L + 1) + |N|^-1/2 (sum of context_i), i in N
+
+    The user's row of the propagation e^(k+1) = D^-1/2 A D^-1/2 e^(k), summed over k, with the items' layers as they
+    were trained; a trained user given by its train items gets its own representation.
+
+    Shapes: title vectors item_IT [I, T], any float; context_ID [I, D]; ``lists``, U of them, none empty -> [U, D].
+    """
+    blocks = []
+    for users_B in torch.arange(lists.num_users).split(block_size):
+        item_P = lists.rows(users_B)[1]
+        start_B = lists.indptr[users_B] - lists.indptr[users_B[0]]
+        used, place_P = item_P.unique(return_inverse=True)  # fp16 to float32 for the block's items only
+        mean_BT = F.embedding_bag(place_P, item_IT[used].float(), start_B, mode="mean")
+        context_BD = F.embedding_bag(item_P, context_ID, start_B, mode="sum")
+        scale_B1 = lists.counts[users_B].rsqrt()[:, None]
+        blocks.append(network.project(mean_BT) / (network.num_layers + 1) + scale_B1 * context_BD)
+    return torch.cat(blocks)
+
+
+@torch.no_grad()
+def represent_items(network: AlphaRec, item_IT: Tensor) -> Tensor:
+    """Return final representations, not scaled, of items nobody has: only their layer 0 is not zero. -> [I, D]."""
+    return network.project(item_IT) / (network.num_layers + 1)
+
+
+def _column(x_XD: Tensor) -> pa.FixedSizeListArray:
+    return pa.FixedSizeListArray.from_arrays(pa.array(x_XD.contiguous().numpy().reshape(-1)), x_XD.shape[1])
+
+
+def _matrix(table: pa.Table, column: str) -> Tensor:
+    flat = table[column].combine_chunks().flatten().to_numpy()
+    return torch.from_numpy(flat.copy()).view(table.num_rows, table.schema.field(column).type.list_size)
+
+
+def _seen_table(*splits: Pairs) -> pa.Table:
+    users = np.concatenate([pairs.users for pairs in splits])
+    items = np.concatenate([pairs.items for pairs in splits])
+    order = np.lexsort((items, users))
+    return pa.table({"user": users[order].astype(np.int32), "item": items[order].astype(np.int32)})
+
+
+def _lineage(artifact: Artifact, role: str) -> tuple[str, str, str]:
+    """Return kind, name and version of what an artifact was made from; the storage root may have moved since."""
+    kind, name, version = artifact.manifest["inputs"][role].rsplit("/", 3)[-3:]
+    return kind, name, version
+
+
+def _check_lineage(artifact: Artifact, **inputs: Artifact) -> None:
+    for role, made in inputs.items():
+        if _lineage(artifact, role) != (made.kind, made.name, made.version):
+            raise RecommendError(
+                f"{artifact.uri}: was made from another {role} (got {made.uri}, expected "
+                f"{artifact.manifest['inputs'][role]}); publish the artifacts of one run together"
+            )
+
+
+def model_card(
+    draft: Draft,
+    settings: Mapping[str, Any],
+    report: Mapping[str, Any],
+    summary: Mapping[str, Any],
+    metrics: Mapping[str, Any],
+    inputs: Mapping[str, Artifact],
+) -> str:
+    """Return the bundle's card: what it is, data, settings, metrics beside most-popular, limits, lineage, use."""
+    model, train, sizes = settings["model"], settings["train"], report["interactions"]
+    test, popular = metrics["test"], metrics["baselines"]["most-popular"]
+    scores = [f"| {name} | {test[name]:.4f} | {popular[name]:.4f} |" for name in test if name in popular]
+    lineage = [f"- {role}: `{made.kind}/{made.name}/{made.version}`" for role, made in inputs.items()]
+    bundle = f"--storage {draft.store.uri()} --name {draft.name} --recommend.bundle {draft.version}"
+    return CARD.format(
+        title=f"{draft.name} {draft.version}",
+        score="cosines" if train["loss"] == "infonce" else "dot products",
+        data=f"{report['users']:,} users, {report['items']:,} items; interactions: {sizes['train']:,} train, "
+        f"{sizes['valid']:,} valid, {sizes['test']:,} test; split {settings['data']['split']}",
+        encoder=json.dumps(summary["fingerprint"], sort_keys=True),
+        model=f"{model['projector']} projector, width {model['width']}, {model['num_layers']} layers",
+        train=f"{train['loss']}, temperature {train['temperature']}, {train['num_negatives']} negatives, "
+        f"epoch picked on {train['select_on']}, seed {settings['seed']}",
+        scores="\n".join(scores),
+        cold_users=f"{report['users_without_train']:,}",
+        cold_items=f"{report['items_without_train']:,}",
+        lineage="\n".join(lineage),
+        use=f"python jobs/recommend.py {bundle}",
+    )
+
+
+# ---------------------------------------------------------------- recommend
+
+
+def recommend(store: Store, settings: Settings) -> Artifact:
+    """Return lists of the best items for the bundle's users, or for those of ``recommend.users``.
+
+    Writes ``part-*.parquet`` (user_id, item_ids and scores, best first), users in order. Equal scores go by lower item
+    index, new items last. A list is shorter where candidates run out.
+
+    Raises:
+        RecommendError: there is no such bundle, its title vectors are gone, or the encoder settings are not its own.
+        CatalogError: the users or new items file does not hold what it must.
+        EncoderError: a new title has no vector.
+        ArtifactError: the bundle is damaged.
+    """
+    chosen, bundle = settings.recommend, _find_bundle(store, settings)
+    given = _open_given(chosen)
+    content = {setting: file.sha256 for setting, file in given.items()}
+    version = digest([bundle.version, chosen.k, chosen.include_seen, content])[:16]
+    found = store.find("recommendations", settings.name, version)
+    if found is not None:
+        return found
+    newcomers = _represent_newcomers(store, settings, bundle, given) if given else None
+    users = newcomers if newcomers is not None and "users.parquet" in newcomers.files else bundle
+    items = [bundle] if newcomers is None else [bundle, newcomers]
+    draft = store.draft("recommendations", settings.name, version)
+    num_users = users.summary["users"]
+    for part, facts in sorted(_run_parts(draft, chosen, users, items, num_users)):
+        draft.adopt(f"part-{part:05d}.parquet", facts)
+    return draft.commit(
+        settings=settings.model_dump(mode="json", include={"name", "recommend"}),
+        inputs={"bundle": bundle, **({"newcomers": newcomers} if newcomers else {})},
+        summary={
+            "users": num_users,
+            "items": sum(artifact.summary["items"] for artifact in items),
+            "k": chosen.k,
+            "parts": len(draft.files),
+        },
+    )
+
+
+def _find_bundle(store: Store, settings: Settings) -> Artifact:
+    version = settings.recommend.bundle
+    if not version:
+        return store.latest("bundles", settings.name)
+    bundle = store.find("bundles", settings.name, version)
+    if bundle is None:
+        raise RecommendError(
+            f"{store.uri('bundles', settings.name)}: no such bundle (got recommend.bundle = {version}); "
+            "leave --recommend.bundle out for the latest, or run jobs/publish.py"
+        )
+    return bundle
+
+
+def _open_given(chosen: RecommendSettings) -> dict[str, InputFile]:
+    given = {}
+    if chosen.users:
+        given["users"] = open_table(chosen.users, "users")
+    if chosen.new_items:
+        given["new_items"] = open_table(chosen.new_items, "new_items")
+    return given
+
+
+# ---------------------------------------------------------------- newcomers
+
+
+def _represent_newcomers(
+    store: Store, settings: Settings, bundle: Artifact, given: Mapping[str, InputFile]
+) -> Artifact:
+    """Return users and items never trained on, in the files of a bundle; ``users.parquet`` only if users are given."""
+    version = digest([bundle.version, {setting: file.sha256 for setting, file in given.items()}])[:16]
+    found = store.find("newcomers", settings.name, version)
+    if found is not None:
+        return found
+    # Both files are read, and refused where they must be, before the encoder starts.
+    known = bundle.read_table("items.parquet", columns=["item_id", "context"])
+    item_ids, new_ids, titles = known["item_id"].combine_chunks(), pa.array([], pa.string()), pa.array([], pa.string())
+    if "new_items" in given:
+        _check_encoder(settings, bundle)
+        new_ids, titles = read_new_items(given["new_items"], item_ids)
+    lists = read_user_lists(given["users"], pa.concat_arrays([item_ids, new_ids])) if "users" in given else None
+    network, objective = _load_model(bundle.read_json("settings.json"), bundle.read_tensors("projector.safetensors"))
+    draft = store.draft("newcomers", settings.name, version)
+    new_IT = _embed_titles(store, settings, new_ids, titles, width=network.first.in_features)
+    new_ID = objective.scale(represent_items(network, new_IT.float()))
+    items = {"item_id": new_ids, "title": titles, "representation": _column(new_ID)}
+    draft.write_table("items.parquet", pa.table(items))
+    if lists is not None:
+        item_IT = torch.cat([_title_vectors(store, bundle), new_IT])
+        context_ID = F.pad(_matrix(known, "context"), (0, 0, 0, len(new_ids)))  # nobody has a new item yet
+        _write_users(draft, network, objective, item_IT, context_ID, *lists)
+    return draft.commit(
+        settings=settings.model_dump(mode="json", include={"name", "encoder", "recommend"}),
+        inputs={"bundle": bundle, **{setting: file.address for setting, file in given.items()}},
+        summary={"users": len(lists[0]) if lists is not None else 0, "items": len(new_ids)},
+    )
+
+
+def _write_users(
+    draft: Draft,
+    network: AlphaRec,
+    objective: Objective,
+    item_IT: Tensor,
+    context_ID: Tensor,
+    user_ids: pa.StringArray,
+    pairs: Pairs,
+) -> None:
+    lists = Lists.from_pairs(torch.from_numpy(pairs.users), torch.from_numpy(pairs.items), len(user_ids))
+    user_UD = objective.scale(represent_users(network, item_IT, context_ID, lists))
+    draft.write_table("users.parquet", pa.table({"user_id": user_ids, "representation": _column(user_UD)}))
+    draft.write_table("seen.parquet", _seen_table(pairs))
+
+
+def _check_encoder(settings: Settings, bundle: Artifact) -> None:
+    own, asked = bundle.summary["fingerprint"], fingerprint(settings.encoder)
+    if asked != own:
+        names = sorted(name for name in own.keys() | asked.keys() if own.get(name) != asked.get(name))
+        got = ", ".join(f"{name} {asked.get(name)!r} instead of {own.get(name)!r}" for name in names)
+        raise RecommendError(
+            f"{bundle.uri}: new items need the encoder the bundle was made with (got {got}); "
+            "set the encoder settings as its settings.json has them"
+        )
+
+
+def _embed_titles(
+    store: Store, settings: Settings, item_ids: pa.StringArray, titles: pa.StringArray, *, width: int
+) -> Tensor:
+    """Return title vectors by the embedding stage. Shapes: -> [I, T], fp16."""
+    if not len(titles):
+        return torch.empty(0, width, dtype=torch.float16)
+    version = digest([item_ids.to_pylist(), titles.to_pylist()])[:16]
+    catalog = store.find("catalogs", settings.name, version)
+    if catalog is None:
+        draft = store.draft("catalogs", settings.name, version)
+        draft.write_table("items.parquet", pa.table({"item_id": item_ids, "title": titles}))
+        catalog = draft.commit(settings={"name": settings.name}, inputs={}, summary={"items": len(titles)})
+    return torch.from_numpy(load_vectors(embed(store, settings, catalog)))
+
+
+def _title_vectors(store: Store, bundle: Artifact) -> Tensor:
+    """Return the title vectors of the bundle's items. Shapes: -> [I, T], fp16."""
+    place = _lineage(bundle, "vectors")
+    vectors = store.find(*place)
+    if vectors is None:
+        raise RecommendError(
+            f"{store.uri(*place)}: the title vectors of bundle {bundle.version} are gone, and users given by their "
+            "items need them; run jobs/embed.py with the settings the bundle was made with"
+        )
+    return torch.from_numpy(load_vectors(vectors))
+
+
+# ---------------------------------------------------------------- ranking on Ray
+
+
+def _run_parts(
+    draft: Draft, chosen: RecommendSettings, users: Artifact, items: Sequence[Artifact], num_users: int
+) -> Iterator[tuple[int, Facts]]:
+    """Rank the users part by part in an actor pool; yield each part's number and file as it is done."""
+    size = _part_size(num_users, chosen)
+    work = [
+        {"part": part, "start": start, "stop": min(start + size, num_users)}
+        for part, start in enumerate(range(0, num_users, size))
+    ]
+    num_actors = min(chosen.num_workers, len(work))
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    results = ray.data.from_items(work, override_num_blocks=len(work)).map_batches(
+        _Ranker,
+        fn_constructor_args=(draft.store, (draft.kind, draft.name, draft.version), users, items, chosen),
+        batch_size=1,
+        compute=ray.data.ActorPoolStrategy(size=num_actors),
+        num_cpus=chosen.num_cpus or _cpus_each(num_actors),
+        num_gpus=chosen.num_gpus,
+    )
+    started, done = time.monotonic(), 0
+    for row in results.iter_rows():
+        if row["error"]:
+            raise ArtifactError(row["error"])
+        record = json.loads(row["record"])
+        done += record["file"]["rows"]
+        rate = done / (time.monotonic() - started)
+        left = (num_users - done) / rate
+        logger.info("recommend: %s / %s users, %.0f a second, %.0f s left", f"{done:,}", f"{num_users:,}", rate, left)
+        yield record["part"], record["file"]
+
+
+def _part_size(num_users: int, chosen: RecommendSettings) -> int:
+    """Return users a part: whole blocks, several parts an actor."""
+    share = min(MAX_PART, -(-num_users // (PARTS_PER_ACTOR * chosen.num_workers)))
+    return -(-share // chosen.block_size) * chosen.block_size
+
+
+def _cpus_each(num_actors: int) -> int:
+    """Return the most CPUs that each of the actors can have, none of them divided over nodes."""
+    nodes = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
+    fits = [cpus for cpus in range(1, max(nodes) + 1) if sum(node // cpus for node in nodes) >= num_actors]
+    return max(fits, default=1)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Who is ranked, and what for: representations whose dot products are scores, and the users' seen items.
+
+    Shapes: user_ids (U,), user_UD [U, D], item_ids (I,), item_ID [I, D]; seen_2E [2, E], user and item, sorted by user.
+    """
+
+    user_ids: pa.StringArray
+    user_UD: Tensor
+    item_ids: pa.StringArray
+    item_ID: Tensor
+    seen_2E: Tensor
+
+    @classmethod
+    def load(cls, users: Artifact, items: Sequence[Artifact]) -> Source:
+        """Read users and their seen items from one artifact, candidates from one or more."""
+        people, seen = users.read_table("users.parquet"), users.read_table("seen.parquet")
+        tables = [artifact.read_table("items.parquet", columns=["item_id", "representation"]) for artifact in items]
+        return cls(
+            people["user_id"].combine_chunks(),
+            _matrix(people, "representation"),
+            pa.concat_arrays([table["item_id"].combine_chunks() for table in tables]),
+            torch.cat([_matrix(table, "representation") for table in tables]),
+            torch.from_numpy(np.stack([seen["user"].to_numpy(), seen["item"].to_numpy()])),
+        )
+
+    def lists(self, start: int, stop: int, chosen: RecommendSettings) -> pa.Table:
+        """Return the lists of users start..stop-1: user_id, item_ids, scores, best first."""
+        device = torch.device("cuda" if chosen.num_gpus else "cpu")
+        user_BD, item_ID = self.user_UD[start:stop].to(device), self.item_ID.to(device)
+        seen = None if chosen.include_seen else self._seen(start, stop)
+        rows = torch.arange(stop - start)
+        blocks = rank(user_BD, item_ID, chosen.k, users=rows, seen=seen, block_size=chosen.block_size)
+        columns = [(item_BK.cpu().numpy(), score_BK.cpu().numpy()) for _, item_BK, score_BK in blocks]
+        item_BK, score_BK = (np.concatenate(column) for column in zip(*columns, strict=True))
+        there_BK = item_BK >= 0  # -1 where the candidates ran out, at the end of a list
+        ends = pa.array(np.concatenate([[0], there_BK.sum(1).cumsum()]).astype(np.int32))
+        return pa.table(
+            {
+                "user_id": self.user_ids[start:stop],
+                "item_ids": pa.ListArray.from_arrays(ends, self.item_ids.take(pa.array(item_BK[there_BK]))),
+                "scores": pa.ListArray.from_arrays(ends, pa.array(score_BK[there_BK])),
+            }
+        )
+
+    def _seen(self, start: int, stop: int) -> Lists:
+        first, last = torch.searchsorted(self.seen_2E[0], torch.tensor([start, stop], dtype=torch.int32)).tolist()
+        user_E, item_E = self.seen_2E[:, first:last].long()
+        return Lists.from_pairs(user_E - start, item_E, stop - start)
+
+
+class _Ranker:
+    """An actor that loads the representations once, ranks parts of the users and writes their lists."""
+
+    def __init__(
+        self,
+        store: Store,
+        place: tuple[str, str, str],
+        users: Artifact,
+        items: Sequence[Artifact],
+        chosen: RecommendSettings,
+    ) -> None:
+        self.store, self.place, self.users, self.items, self.chosen = store, place, users, items, chosen
+        torch.set_num_threads(max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1))))
+
+    @functools.cached_property
+    def source(self) -> Source:
+        return Source.load(self.users, self.items)
+
+    def __call__(self, batch: dict[str, npt.NDArray[np.int64]]) -> dict[str, list[str]]:
+        part, start, stop = (int(batch[name][0]) for name in ("part", "start", "stop"))
+        try:
+            table = self.source.lists(start, stop, self.chosen)
+        except ArtifactError as error:  # the driver raises it: a person sees the message, not an actor's traceback
+            return {"record": [""], "error": [str(error)]}
+        draft = Draft(self.store, *self.place)
+        draft.write_table("part.parquet", table)
+        return {"record": [json.dumps({"part": part, "file": draft.files["part.parquet"]})], "error": [""]}

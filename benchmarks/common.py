@@ -1,0 +1,42 @@
+"""What the benchmarks share: where a dataset lies, and the machine's size."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+CONFIGS = {"ml-1m": "ml1m.toml", "amazon-games": "amazon-games.toml", "amazon-toys": "amazon-toys.toml"}
+
+
+def parser(description: str, datasets: tuple[str, ...] = tuple(CONFIGS)) -> argparse.ArgumentParser:
+    """Return a parser with the options every benchmark has."""
+    arguments = argparse.ArgumentParser(description=description)
+    arguments.add_argument("--dataset", required=True, choices=datasets)
+    arguments.add_argument(
+        "--data", default=str(ROOT / "../shared/data"), help="folder that holds the datasets' folders"
+    )
+    return arguments
+
+
+def settings_arguments(dataset: str, data: str, **options: Any) -> list[str]:
+    """Return the command line of a job on this dataset; ``train__seed=1`` becomes ``--train.seed 1``."""
+    given = ["--config", str(ROOT / "jobs/configs" / CONFIGS[dataset]), "--data.path", str(Path(data) / dataset)]
+    for option, value in options.items():
+        if value is not None:
+            given += [f"--{option.replace('__', '.').replace('_', '-')}", str(value)]
+    return given
+
+
+def peak_rss_mb() -> float:
+    """Return the largest resident size this process has had, in MB."""
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
+
+
+def print_result(**result: Any) -> None:
+    """Print the result as one JSON object, the last line of a benchmark."""
+    print(json.dumps({**result, "cpus": os.cpu_count()}))

@@ -1,0 +1,49 @@
+"""What several test files share: an S3 server on the loopback and one local Ray, started only where a test asks."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+
+import pytest
+
+# No test reaches a network; set before any library that could reads it.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+BUCKET = "alpharec-tests"
+S3_SECRET = "kept-out-of-every-record"
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[str]:
+    """Serve S3 from a thread; every client of this process and of Ray workers started later reaches it."""
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    environment = {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "alpharec",
+        "AWS_SECRET_ACCESS_KEY": S3_SECRET,
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        boto3.client("s3").create_bucket(Bucket=BUCKET)
+        yield f"s3://{BUCKET}"
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def ray_local(s3: str) -> Iterator[None]:
+    """Start Ray on this machine; its workers inherit the environment, so S3 is there first."""
+    import ray
+
+    ray.init(address="local", num_cpus=2, include_dashboard=True, logging_level=logging.WARNING)
+    yield
+    ray.shutdown()

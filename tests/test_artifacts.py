@@ -1,0 +1,376 @@
+"""Artifacts on a folder and on S3: written whole, committed once, damage noticed, LATEST moved by compare-and-swap."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pickle
+import threading
+import uuid
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from alpharec.artifacts import LATEST, MANIFEST, Artifact, ArtifactError, Draft, Store, digest, run_record
+
+VECTORS = np.array([[0.5, -1.0, 65504.0], [0.0, 2.0**-24, 3.0]], dtype=np.float16)  # fp16's largest and smallest
+
+
+@pytest.fixture(params=["folder", "s3"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    """Return an empty store."""
+    if request.param == "folder":
+        return Store(str(tmp_path / "store"))
+    return Store(f"{request.getfixturevalue('s3')}/{uuid.uuid4().hex}")
+
+
+def objects(store: Store) -> list[str]:
+    """List the objects of a store, without its root; the library itself never lists."""
+    store.fs.invalidate_cache()
+    return sorted(os.path.relpath(path, store.path) for path in store.fs.find(store.path))
+
+
+def commit(store: Store, version: str, content: object = 1) -> Artifact:
+    draft = store.draft("things", "shop", version)
+    draft.write_json("value.json", content)
+    return draft.commit(settings={}, inputs={}, summary={})
+
+
+def outcome(attempt: Callable[[], None]) -> str:
+    """Return "won", or why the attempt lost."""
+    try:
+        attempt()
+    except ArtifactError as error:
+        return str(error)
+    return "won"
+
+
+# ---------------------------------------------------------------- write and read
+
+
+def test_tables_tensors_and_json_read_back_as_written(store: Store) -> None:
+    column = pa.FixedSizeListArray.from_arrays(pa.array(VECTORS.reshape(-1)), 3)
+    table = pa.table({"item_id": ["A", "B"], "vector": column})
+    weight = torch.arange(6.0).reshape(2, 3)
+    tensors = {"transposed": weight.T, "half": weight.half()}
+    draft = store.draft("things", "shop", "v1")
+    draft.write_table("table.parquet", table)
+    draft.write_tensors("weights.safetensors", tensors)
+    draft.write_json("value.json", {"title": "Amélie 千"})
+    draft.commit(settings={"seed": 101}, inputs={"source": "somewhere"}, summary={"items": 2})
+
+    found = store.find("things", "shop", "v1")
+    assert found is not None
+    read = found.read_table("table.parquet")
+    assert read.equals(table)
+    back = read["vector"].combine_chunks().flatten().to_numpy().reshape(-1, 3)
+    assert back.dtype == np.float16
+    assert back.tobytes() == VECTORS.tobytes()
+    assert found.read_table("table.parquet", columns=["item_id"]).column_names == ["item_id"]
+    loaded = found.read_tensors("weights.safetensors")
+    assert {name: tensor.dtype for name, tensor in loaded.items()} == {
+        "transposed": torch.float32,
+        "half": torch.float16,
+    }
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in tensors.items())
+    assert found.read_json("value.json") == {"title": "Amélie 千"}
+    assert (found.settings, found.summary) == ({"seed": 101}, {"items": 2})
+    assert found.manifest["inputs"] == {"source": "somewhere"}
+
+
+def test_vectors_are_stored_plain_and_other_columns_compressed(store: Store) -> None:
+    column = pa.FixedSizeListArray.from_arrays(pa.array(np.repeat(VECTORS, 50, axis=0).reshape(-1)), 3)
+    draft = store.draft("things", "shop", "v1")
+    draft.write_table("t.parquet", pa.table({"item_id": ["A"] * 100, "vector": column}), row_group_size=40)
+    made = draft.commit(settings={}, inputs={}, summary={})
+    file = pq.ParquetFile(io.BytesIO(made.read_bytes("t.parquet"))).metadata
+    assert [file.row_group(group).num_rows for group in range(file.num_row_groups)] == [40, 40, 20]
+    ids, vectors = file.row_group(0).column(0), file.row_group(0).column(1)
+    assert (ids.compression, vectors.compression) == ("ZSTD", "UNCOMPRESSED")
+    assert "RLE_DICTIONARY" in ids.encodings
+    assert "RLE_DICTIONARY" not in vectors.encodings
+
+
+def test_the_manifest_says_what_the_version_holds(store: Store) -> None:
+    first = commit(store, "v1")
+    draft = store.draft("things", "shop", "v2")
+    draft.write_table("t.parquet", pa.table({"user": pa.array([1, 2, 3], pa.int32())}))
+    second = draft.commit(settings={}, inputs={"first": first}, summary={})
+    facts = second.files["t.parquet"]
+    assert facts["rows"] == 3
+    assert facts["schema"] == {"user": "int32"}
+    assert facts["bytes"] == len(second.read_bytes("t.parquet"))
+    assert second.manifest["inputs"] == {"first": first.uri}
+    assert second.manifest["software"]["torch"] == torch.__version__
+    assert second.uri == store.uri("things", "shop", "v2")
+
+
+# ---------------------------------------------------------------- commit
+
+
+def test_nobody_sees_a_draft_before_it_is_committed(store: Store) -> None:
+    draft = store.draft("things", "shop", "v1")
+    draft.write_json("value.json", 1)
+    assert store.find("things", "shop", "v1") is None
+    with pytest.raises(ArtifactError, match="not committed; LATEST stays"):
+        store.move_latest("things", "shop", "v1")
+    draft.commit(settings={}, inputs={}, summary={})
+    assert store.find("things", "shop", "v1") is not None
+
+
+def test_a_second_commit_of_a_version_changes_nothing(store: Store) -> None:
+    first, second = store.draft("things", "shop", "v1"), store.draft("things", "shop", "v1")
+    first.write_json("value.json", "first")
+    second.write_json("value.json", "second")
+    made = first.commit(settings={"by": "first"}, inputs={}, summary={})
+    before = store.read("things", "shop", "v1", MANIFEST)
+    late = second.commit(settings={"by": "second"}, inputs={}, summary={})
+    assert late.manifest == made.manifest
+    assert late.read_json("value.json") == "first"
+    assert store.read("things", "shop", "v1", MANIFEST) == before
+
+
+def test_of_sixteen_writers_exactly_one_creates_an_object(store: Store) -> None:
+    clients = [Store(store.root) for _ in range(16)]
+
+    def race(writer: int, round_: int, gate: threading.Barrier) -> str:
+        gate.wait()
+        return outcome(lambda: clients[writer].create(str(writer).encode(), "race", str(round_)))
+
+    with ThreadPoolExecutor(16) as pool:
+        for round_ in range(8):
+            gate = threading.Barrier(16)
+            results = list(pool.map(race, range(16), [round_] * 16, [gate] * 16))
+            winners = [writer for writer, result in enumerate(results) if result == "won"]
+            assert len(winners) == 1
+            assert sum("exists already" in result for result in results) == 15
+            assert store.read("race", str(round_)) == str(winners[0]).encode()
+    assert objects(store) == [f"race/{round_}" for round_ in range(8)], "a loser left something behind"
+
+
+def test_sixteen_concurrent_commits_all_return_the_one_that_won(store: Store) -> None:
+    drafts = [store.draft("things", "shop", "v1") for _ in range(16)]
+    for writer, draft in enumerate(drafts):
+        draft.write_json("value.json", writer)
+    with ThreadPoolExecutor(16) as pool:
+        made = list(pool.map(lambda draft: draft.commit(settings={}, inputs={}, summary={}), drafts))
+    assert len({artifact.read_json("value.json") for artifact in made}) == 1
+    assert len({digest(artifact.manifest) for artifact in made}) == 1
+
+
+def test_write_replaces_and_leaves_no_other_file(store: Store) -> None:
+    store.write(b"old", "a", "b")
+    store.write(b"new", "a", "b")
+    assert store.read("a", "b") == b"new"
+    assert objects(store) == ["a/b"]
+
+
+# ---------------------------------------------------------------- missing and damaged
+
+
+def _flip_a_byte(data: bytes) -> bytes:
+    return data[:-1] + bytes([data[-1] ^ 1])
+
+
+@pytest.mark.parametrize(
+    "damage", [_flip_a_byte, lambda data: data[:-1], lambda data: b""], ids=["byte flipped", "cut short", "emptied"]
+)
+def test_a_damaged_file_is_named(store: Store, damage: Callable[[bytes], bytes]) -> None:
+    draft = store.draft("things", "shop", "v1")
+    draft.write_table("table.parquet", pa.table({"user": [1]}))
+    made = draft.commit(settings={}, inputs={}, summary={})
+    path = made.location("table.parquet")
+    store.fs.pipe_file(path, damage(store.fs.cat_file(path)))
+    with pytest.raises(ArtifactError, match="damaged") as caught:
+        made.read_table("table.parquet")
+    assert path in str(caught.value)
+    assert made.uri in str(caught.value)
+
+
+def test_a_lost_file_is_named(store: Store) -> None:
+    made = commit(store, "v1")
+    store.fs.rm_file(made.location("value.json"))
+    with pytest.raises(ArtifactError, match="no such object") as caught:
+        made.read_json("value.json")
+    assert made.location("value.json") in str(caught.value)
+
+
+def test_a_file_the_manifest_does_not_name_does_not_exist(store: Store) -> None:
+    made = commit(store, "v1")
+    store.write(b"{}", "things", "shop", "v1", "stray.json")
+    with pytest.raises(ArtifactError, match=r"holds no stray\.json \(got value\.json\)"):
+        made.read_json("stray.json")
+
+
+def test_missing_versions_and_objects(store: Store) -> None:
+    assert store.find("things", "shop", "v1") is None
+    with pytest.raises(ArtifactError, match=r"things/shop: no published version \(got LATEST = none\)"):
+        store.latest("things", "shop")
+    with pytest.raises(ArtifactError, match="nowhere: no such object"):
+        store.read("nowhere")
+
+
+def test_latest_of_a_version_that_is_gone(store: Store) -> None:
+    store.write(b"v9", "things", "shop", LATEST)
+    with pytest.raises(ArtifactError, match="LATEST = v9"):
+        store.latest("things", "shop")
+
+
+# ---------------------------------------------------------------- LATEST
+
+
+def test_latest_moves_from_version_to_version_and_back(store: Store) -> None:
+    for version in ("v1", "v2", "v2", "v1"):
+        commit(store, version)
+        store.move_latest("things", "shop", version)
+        assert store.latest("things", "shop").version == version
+
+
+def swap(store: Store, before: str, after: str) -> None:
+    """Swap LATEST as ``move_latest`` does after it has read ``before``."""
+    path = store.at("things", "shop", LATEST)
+    (store._swap_local if store.is_local else store._swap_remote)(path, before, after)
+
+
+def test_latest_stays_when_somebody_else_moved_it_in_between(store: Store) -> None:
+    for version in ("v1", "v2", "v3"):
+        commit(store, version)
+    store.move_latest("things", "shop", "v1")
+    store.move_latest("things", "shop", "v2")
+    with pytest.raises(ArtifactError, match=r"moved by another run meanwhile \(got v2, expected v1\)"):
+        swap(store, before="v1", after="v3")
+    assert store.latest("things", "shop").version == "v2"
+    swap(store, before="v2", after="v3")
+    assert store.latest("things", "shop").version == "v3"
+
+
+def test_of_sixteen_swaps_exactly_one_moves_latest(store: Store) -> None:
+    store.write(b"start", "things", "shop", LATEST)
+    clients = [Store(store.root) for _ in range(16)]
+
+    with ThreadPoolExecutor(16) as pool:
+        swaps = [lambda writer=writer: swap(clients[writer], before="start", after=str(writer)) for writer in range(16)]
+        results = list(pool.map(outcome, swaps))
+    winners = [writer for writer, result in enumerate(results) if result == "won"]
+    assert sum("moved by another run" in result for result in results) == 15
+    assert len(winners) == 1
+    assert store.read("things", "shop", LATEST) == str(winners[0]).encode()
+
+
+def test_s3_refuses_a_swap_between_the_look_and_the_write(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The window a second read cannot close: only If-Match does."""
+    store, rival = (Store(f"{s3}/{name}") for name in [uuid.uuid4().hex] * 2)
+    store.write(b"v1", "things", "shop", LATEST)
+    put = store.fs.pipe_file
+
+    def put_too_late(path: str, data: bytes, **kwargs: object) -> object:
+        monkeypatch.undo()
+        rival.write(b"v2", "things", "shop", LATEST)
+        return put(path, data, **kwargs)
+
+    monkeypatch.setattr(store.fs, "pipe_file", put_too_late)
+    with pytest.raises(ArtifactError, match="moved by another run meanwhile"):
+        swap(store, before="v1", after="v3")
+    assert store.read("things", "shop", LATEST) == b"v2"
+
+
+def test_the_first_latest_is_created_only_once(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    for version in ("v1", "v2"):
+        commit(store, version)
+    store.move_latest("things", "shop", "v1")
+    monkeypatch.setattr(store, "_pointer", lambda kind, name: None)  # what a run saw that looked before v1 was there
+    with pytest.raises(ArtifactError, match="exists already"):
+        store.move_latest("things", "shop", "v2")
+    monkeypatch.undo()
+    assert store.latest("things", "shop").version == "v1"
+
+
+# ---------------------------------------------------------------- values
+
+
+def test_digest_does_not_depend_on_key_order() -> None:
+    assert digest({"a": 1, "b": {"c": [1, 2], "d": None}}) == digest({"b": {"d": None, "c": [1, 2]}, "a": 1})
+    assert digest([1, 2]) != digest([2, 1])
+    assert digest({"a": 1}) != digest({"a": "1"})
+
+
+def test_stores_and_artifacts_survive_pickling(store: Store) -> None:
+    made = commit(store, "v1", content=[1, 2])
+    again = pickle.loads(pickle.dumps(made))
+    assert again.read_json("value.json") == [1, 2]
+    assert again.uri == made.uri
+    assert pickle.loads(pickle.dumps(store)).path == store.path
+
+
+def test_a_pickled_store_is_the_same_folder_from_another_working_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray workers run elsewhere, so a relative root must not travel as it is."""
+    monkeypatch.chdir(tmp_path)
+    store = Store("store")
+    commit(store, "v1")
+    packed = pickle.dumps(store)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert pickle.loads(packed).find("things", "shop", "v1") is not None
+
+
+def test_a_worker_adds_a_file_to_a_draft(store: Store) -> None:
+    worker = Draft(pickle.loads(pickle.dumps(store)), "things", "shop", "v1")
+    worker.write_json("part.json", 7)
+    draft = store.draft("things", "shop", "v1")
+    draft.adopt("part-0.json", worker.files["part.json"])
+    assert draft.commit(settings={}, inputs={}, summary={}).read_json("part-0.json") == 7
+
+
+# ---------------------------------------------------------------- run records
+
+
+def record_of(store: Store) -> dict[str, object]:
+    (path,) = [path for path in objects(store) if path.startswith("runs/")]
+    return json.loads(store.read(path))
+
+
+def test_a_run_record_goes_from_running_to_succeeded(store: Store) -> None:
+    with run_record(store, "shop", "train", {"seed": 101}) as record:
+        assert record_of(store)["status"] == "running"
+        record["stages"]["train"] = {"uri": "here"}
+    found = record_of(store)
+    assert found["status"] == "succeeded"
+    assert (found["job"], found["settings"], found["stages"]) == ("train", {"seed": 101}, {"train": {"uri": "here"}})
+    assert found["uri"].startswith(store.uri("runs", "shop", "train-"))
+    assert found["seconds"] >= 0
+    assert found["started"] <= found["finished"]
+    assert "error" not in found
+
+
+@pytest.mark.parametrize("error", [ArtifactError("damaged"), KeyboardInterrupt("Ctrl-C"), SystemExit(3)])
+def test_a_run_record_of_a_failure_says_why(store: Store, error: BaseException) -> None:
+    with pytest.raises(type(error)), run_record(store, "shop", "train", {}):
+        raise error
+    found = record_of(store)
+    assert found["status"] == "failed"
+    assert found["error"] == f"{type(error).__name__}: {error}"
+    assert "test_artifacts.py" in found["traceback"]
+    assert "finished" in found
+
+
+def test_no_secret_of_the_environment_is_in_a_record_or_manifest(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "HF_TOKEN", "RAY_AUTH_TOKEN", "DB_PASSWORD"):
+        if name not in os.environ:
+            monkeypatch.setenv(name, f"secret-of-{name}")
+    secrets = [os.environ[name] for name in os.environ if name.endswith(("_KEY", "_TOKEN", "PASSWORD"))]
+    assert len(secrets) >= 5
+    commit(store, "v1")
+    with pytest.raises(ArtifactError), run_record(store, "shop", "train", {"storage": store.root}):
+        store.read("nowhere")
+    for path in objects(store):
+        content = store.read(path).decode()
+        assert not [secret for secret in secrets if secret in content], path

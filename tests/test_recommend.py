@@ -1,0 +1,491 @@
+"""Publishing and recommending, end to end on a checkerboard: even users like even items, odd users odd ones.
+
+Every list is compared with a dense computation that shares no code with the ranking or the propagation of the package.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from alpharec.artifacts import Artifact, ArtifactError, Store
+from alpharec.catalog import CatalogError, Dataset, Pairs, load_dataset, open_table, prepare, read_user_lists
+from alpharec.config import Settings
+from alpharec.embed import embed, load_vectors
+from alpharec.model import Objective
+from alpharec.ranking import Lists
+from alpharec.recommend import (
+    RecommendError,
+    Source,
+    item_context,
+    publish,
+    recommend,
+    represent_items,
+    represent_trained,
+    represent_users,
+)
+from alpharec.train import build_graph, build_model, fit, represent
+
+NUM_USERS, NUM_ITEMS, K = 24, 20, 5
+COLORS = ("red", "blue")
+
+Matrix = npt.NDArray[np.float64]
+
+
+def write_shop(folder: Path) -> None:
+    """Item i is red if even, blue if odd; users have 8 of the 9 of their colour but one; ``late`` has none in train."""
+    items = [f"i{item},{COLORS[item % 2]} thing number{item}" for item in range(NUM_ITEMS)]
+    rows = []
+    for user in range(NUM_USERS):
+        liked = [item for item in range(NUM_ITEMS - 2) if item % 2 == user % 2]
+        del liked[user // 2 % len(liked)]
+        splits = ["train"] * 5 + ["valid"] + ["test"] * 2
+        rows += [f"u{user},i{item},{split}" for item, split in zip(liked, splits, strict=True)]
+    rows += [f"late,i{NUM_ITEMS - 2},test", "late,i0,valid"]  # a user and an item without a train interaction
+    (folder / "items.csv").write_text("\n".join(["item_id,title", *items]) + "\n")
+    (folder / "interactions.csv").write_text("\n".join(["user_id,item_id,split", *rows]) + "\n")
+
+
+def shop_settings(folder: Path, **sections: Any) -> Settings:
+    given: dict[str, Any] = {
+        "name": "shop",
+        "storage": str(folder / "store"),
+        "data": {"path": str(folder), "split": "given", "split_column": "split"},
+        "encoder": {"backend": "hash", "hash_width": 32},
+        "model": {"hidden_width": 16, "width": 8},
+        "train": {"max_epochs": 4, "evaluate_every": 2, "batch_size": 64, "num_negatives": 4, "learning_rate": 0.01},
+        "recommend": {"k": K, "block_size": 4},
+    }
+    return Settings.model_validate(given | sections)
+
+
+@dataclasses.dataclass(frozen=True)
+class Shop:
+    """A trained and published shop."""
+
+    folder: Path
+    store: Store
+    settings: Settings
+    dataset: Artifact
+    vectors: Artifact
+    model: Artifact
+    evaluation: Artifact
+    bundle: Artifact
+
+    def asking(self, **recommend: Any) -> Settings:
+        """Return the settings with other recommend settings."""
+        changed = self.settings.recommend.model_copy(update=recommend)
+        return self.settings.model_copy(update={"recommend": changed})
+
+
+def write_evaluation(store: Store, model: Artifact, recall: float = 0.5) -> Artifact:
+    draft = store.draft("evaluations", "shop", f"{model.version[:8]}-{recall}")
+    metrics = {"test": {"recall@5": recall}, "valid": {"recall@5": 0.6}}
+    draft.write_json("metrics.json", metrics | {"baselines": {"most-popular": {"recall@5": 0.25}}})
+    return draft.commit(settings={}, inputs={"model": model}, summary=metrics["test"])
+
+
+@pytest.fixture(scope="module")
+def shop(ray_local: None, tmp_path_factory: pytest.TempPathFactory) -> Shop:
+    folder = tmp_path_factory.mktemp("shop")
+    write_shop(folder)
+    settings = shop_settings(folder)
+    store = Store(settings.storage)
+    dataset = prepare(store, settings)
+    vectors = embed(store, settings, dataset)
+    model = fit(store, settings, dataset, vectors)
+    evaluation = write_evaluation(store, model)
+    bundle = publish(store, settings, dataset, vectors, model, evaluation)
+    return Shop(folder, store, settings, dataset, vectors, model, evaluation, bundle)
+
+
+# ---------------------------------------------------------------- the dense oracle
+
+
+def matrix(artifact: Artifact, file: str, column: str) -> Matrix:
+    return np.array(artifact.read_table(file)[column].to_pylist(), np.float64)
+
+
+def unit(x: Matrix) -> Matrix:
+    return x / np.linalg.norm(x, axis=1, keepdims=True)
+
+
+def project(artifact: Artifact, file: str, text: Matrix) -> Matrix:
+    weight = {name: tensor.double().numpy() for name, tensor in artifact.read_tensors(file).items()}
+    hidden = text @ weight["first.weight"].T + weight["first.bias"]
+    return np.where(hidden > 0, hidden, 0.01 * hidden) @ weight["last.weight"].T + weight["last.bias"]
+
+
+def best(ids: list[str], scores: Matrix, k: int, without: set[str] = frozenset()) -> list[str]:  # type: ignore[assignment]
+    order = sorted(range(len(ids)), key=lambda item: (-scores[item], item))
+    return [ids[item] for item in order if ids[item] not in without][:k]
+
+
+def histories(dataset: Dataset, *splits: str) -> list[list[int]]:
+    lists: list[list[int]] = [[] for _ in range(dataset.num_users)]
+    for split in splits or ("train", "valid", "test"):
+        pairs: Pairs = getattr(dataset, split)
+        for user, item in zip(pairs.users.tolist(), pairs.items.tolist(), strict=True):
+            lists[user].append(item)
+    return lists
+
+
+def read_lists(artifact: Artifact) -> dict[str, dict[str, Any]]:
+    parts = [artifact.read_table(file).to_pylist() for file in sorted(artifact.files)]
+    return {row["user_id"]: row for part in parts for row in part}
+
+
+def table_file(folder: Path, name: str, *lines: str) -> str:
+    (folder / name).write_text("\n".join(lines) + "\n")
+    return str(folder / name)
+
+
+def objects(store: Store) -> set[str]:
+    return set(store.fs.find(store.path))
+
+
+# ---------------------------------------------------------------- publish
+
+
+def test_bundle_holds_the_model_the_data_and_where_they_came_from(shop: Shop) -> None:
+    dataset = load_dataset(shop.dataset)
+    user_UD, item_ID = represent(dataset, torch.from_numpy(load_vectors(shop.vectors)).float(), shop.model)
+    np.testing.assert_array_equal(matrix(shop.bundle, "users.parquet", "representation"), user_UD.double().numpy())
+    np.testing.assert_array_equal(matrix(shop.bundle, "items.parquet", "representation"), item_ID.double().numpy())
+    seen = shop.bundle.read_table("seen.parquet")
+    expected = [(user, item) for user, items in enumerate(histories(dataset)) for item in sorted(items)]
+    assert list(zip(seen["user"].to_pylist(), seen["item"].to_pylist(), strict=True)) == expected
+    assert shop.bundle.read_table("items.parquet")["title"].to_pylist() == dataset.titles.to_pylist()
+    assert shop.bundle.read_json("settings.json") == shop.model.settings
+    assert shop.bundle.read_json("metrics.json") == shop.evaluation.read_json("metrics.json")
+    assert shop.bundle.manifest["inputs"] == {
+        "dataset": shop.dataset.uri,
+        "vectors": shop.vectors.uri,
+        "model": shop.model.uri,
+        "evaluation": shop.evaluation.uri,
+    }
+
+
+def test_model_card_states_counts_metrics_limits_and_a_command(shop: Shop) -> None:
+    card = shop.bundle.read_bytes("MODEL_CARD.md").decode()
+    num_train = 5 * NUM_USERS
+    assert f"{NUM_USERS + 1} users, {NUM_ITEMS} items; interactions: {num_train} train" in card
+    assert "| recall@5 | 0.5000 | 0.2500 |" in card
+    assert "alpharec-hash" in card
+    assert "- 1 users have no train interaction" in card
+    assert f"--name shop --recommend.bundle {shop.bundle.version}" in card
+
+
+def test_publishing_again_writes_nothing_but_moves_latest_back(shop: Shop) -> None:
+    other = publish(
+        shop.store, shop.settings, shop.dataset, shop.vectors, shop.model, write_evaluation(shop.store, shop.model, 0.7)
+    )
+    assert other.version != shop.bundle.version
+    assert shop.store.latest("bundles", "shop").version == other.version
+    before = objects(shop.store)
+    again = publish(shop.store, shop.settings, shop.dataset, shop.vectors, shop.model, shop.evaluation)
+    assert again.version == shop.bundle.version
+    assert shop.store.latest("bundles", "shop").version == shop.bundle.version
+    assert {path for path in objects(shop.store) - before if not path.endswith("LATEST.lock")} == set()
+
+
+def test_artifacts_of_two_runs_are_not_published_together(shop: Shop) -> None:
+    other = dataclasses.replace(shop.vectors, manifest=shop.vectors.manifest | {"version": "other"})
+    with pytest.raises(RecommendError, match=r"was made from another vectors .*publish the artifacts of one run"):
+        publish(shop.store, shop.settings, shop.dataset, other, shop.model, shop.evaluation)
+
+
+# ---------------------------------------------------------------- lists for the bundle's users
+
+
+@pytest.fixture(scope="module")
+def made(shop: Shop) -> Artifact:
+    return recommend(shop.store, shop.settings)
+
+
+def dense_scores(bundle: Artifact) -> Matrix:
+    return matrix(bundle, "users.parquet", "representation") @ matrix(bundle, "items.parquet", "representation").T
+
+
+def test_lists_are_those_of_a_dense_computation_without_seen_items(shop: Shop, made: Artifact) -> None:
+    lists, dataset, scores = read_lists(made), load_dataset(shop.dataset), dense_scores(shop.bundle)
+    ids = dataset.item_ids.to_pylist()
+    assert list(lists) == dataset.user_ids.to_pylist()
+    for user, (user_id, seen) in enumerate(zip(lists, histories(dataset), strict=True)):
+        assert lists[user_id]["item_ids"] == best(ids, scores[user], K, {ids[item] for item in seen})
+        expected = [scores[user][ids.index(item)] for item in lists[user_id]["item_ids"]]
+        np.testing.assert_allclose(lists[user_id]["scores"], expected, atol=1e-6)  # float32 against float64
+
+
+def test_training_was_learning_items_of_the_own_color_lead(made: Artifact) -> None:
+    lists = read_lists(made)
+    right = [int(lists[f"u{user}"]["item_ids"][0][1:]) % 2 == user % 2 for user in range(NUM_USERS)]
+    assert np.mean(right) > 0.9
+
+
+def test_second_call_does_nothing_and_other_parts_and_actors_give_the_same_lists(shop: Shop, made: Artifact) -> None:
+    before = objects(shop.store)
+    assert recommend(shop.store, shop.settings).manifest == made.manifest
+    assert objects(shop.store) == before
+    elsewhere = Store(str(shop.folder / "elsewhere"))
+    shop.store.fs.copy(f"{shop.store.path}/bundles", f"{elsewhere.path}/bundles", recursive=True)
+    both = recommend(elsewhere, shop.asking(num_workers=2, num_cpus=1, block_size=3))
+    assert both.version == made.version
+    assert len(both.files) > len(made.files) > 1
+    assert read_lists(both) == read_lists(made)
+
+
+def test_seen_items_are_ranked_where_asked(shop: Shop) -> None:
+    ids, scores = load_dataset(shop.dataset).item_ids.to_pylist(), dense_scores(shop.bundle)
+    chosen = shop.asking(include_seen=True, k=NUM_ITEMS).recommend
+    lists = Source.load(shop.bundle, [shop.bundle]).lists(0, NUM_USERS + 1, chosen)["item_ids"].to_pylist()
+    assert lists == [best(ids, row, NUM_ITEMS) for row in scores]
+
+
+def test_lists_are_shorter_where_candidates_run_out(shop: Shop) -> None:
+    table = Source.load(shop.bundle, [shop.bundle]).lists(3, NUM_USERS + 1, shop.asking(k=100).recommend)
+    expected = [NUM_ITEMS - len(seen) for seen in histories(load_dataset(shop.dataset))[3:]]
+    assert [len(items) for items in table["item_ids"].to_pylist()] == expected
+    assert [len(scores) for scores in table["scores"].to_pylist()] == expected
+    assert (table.schema.field("item_ids").type, table.schema.field("scores").type) == (
+        pa.list_(pa.string()),
+        pa.list_(pa.float32()),
+    )
+
+
+def test_a_bundle_is_found_by_version_or_by_latest(shop: Shop, made: Artifact) -> None:
+    by_version = recommend(shop.store, shop.asking(bundle=shop.bundle.version))
+    assert by_version.version == made.version
+    assert by_version.manifest["inputs"] == {"bundle": shop.bundle.uri}
+    with pytest.raises(RecommendError, match=r"no such bundle \(got recommend.bundle = nowhere\); leave"):
+        recommend(shop.store, shop.asking(bundle="nowhere"))
+    with pytest.raises(ArtifactError, match="no published version"):
+        recommend(shop.store, shop.settings.model_copy(update={"name": "another"}))
+
+
+def test_a_damaged_bundle_is_refused_by_name(shop: Shop) -> None:
+    broken = Store(str(shop.folder / "broken"))
+    shop.store.fs.copy(f"{shop.store.path}/bundles", f"{broken.path}/bundles", recursive=True)
+    Path(dataclasses.replace(shop.bundle, store=broken).location("users.parquet")).write_bytes(b"no Parquet")
+    with pytest.raises(ArtifactError, match=r"users.parquet: damaged"):
+        recommend(broken, shop.asking(k=2))
+
+
+# ---------------------------------------------------------------- new users
+
+
+@pytest.mark.parametrize("num_layers", [0, 1, 2, 3])
+@pytest.mark.parametrize("loss", ["infonce", "bpr"])
+def test_a_trained_user_given_by_its_train_items_gets_its_own_representation(
+    shop: Shop, num_layers: int, loss: str
+) -> None:
+    """Two routes: propagation over the graph, and projector plus the items' context."""
+    settings = Settings.model_validate(
+        {
+            "model": {"num_layers": num_layers, "hidden_width": 16, "width": 8},
+            "train": {"loss": loss, "num_negatives": 1},
+            "seed": 7,
+        }
+    )
+    network = build_model(settings, 32)
+    objective = Objective(loss)
+    dataset, item_IT = load_dataset(shop.dataset), torch.from_numpy(load_vectors(shop.vectors))
+    user_UD, _, context_ID = represent_trained(dataset, item_IT.float(), network, objective)
+    pairs = [torch.from_numpy(part) for part in (dataset.train.users, dataset.train.items)]
+    lists = Lists.from_pairs(*pairs, NUM_USERS)  # all but the user without train items
+    found = objective.scale(represent_users(network, item_IT, context_ID, lists, block_size=7))
+    torch.testing.assert_close(found, user_UD[:NUM_USERS], atol=1e-5, rtol=0)  # float32 sums in another order
+
+
+def test_context_is_the_hand_computed_sum_of_layers() -> None:
+    """One user with items 0 and 1 of three: e_u = 6, e_i = 1, 2, 9; D^-1/2 A D^-1/2 sends x to x / sqrt(2)."""
+    pairs = Pairs(np.array([0, 0]), np.array([0, 1]))
+    nothing = Pairs(np.array([], np.int64), np.array([], np.int64))
+    dataset = Dataset(pa.array(["a", "b", "c"]), pa.array(["A", "B", "C"]), pa.array(["u"]), pairs, nothing, nothing)
+    first_UD, first_ID = torch.tensor([[6.0]]), torch.tensor([[1.0], [2.0], [9.0]])
+    context_ID = item_context(build_graph(dataset), first_UD, first_ID, 2)
+    expected = [[(1 + 6 / 2**0.5) / 3], [(2 + 6 / 2**0.5) / 3], [0.0]]
+    torch.testing.assert_close(context_ID, torch.tensor(expected), atol=1e-6, rtol=0)
+    assert item_context(build_graph(dataset), first_UD, first_ID, 0).tolist() == [[0.0], [0.0], [0.0]]
+
+
+def dense_new_user(shop: Shop, items: list[int], new_text: Matrix | None = None) -> Matrix:
+    """Return the formula in float64: projector(mean text) / 3 + |N|^-1/2 sum of context; new items have no context."""
+    text = load_vectors(shop.vectors).astype(np.float64)
+    context = matrix(shop.bundle, "items.parquet", "context")
+    if new_text is not None:
+        text = np.concatenate([text, new_text])
+        context = np.concatenate([context, np.zeros((len(new_text), context.shape[1]))])
+    first = project(shop.bundle, "projector.safetensors", text[items].mean(0, keepdims=True))
+    return unit(first / 3 + context[items].sum(0) / np.sqrt(len(items)))
+
+
+def test_new_users_get_lists_by_their_items_alone(shop: Shop) -> None:
+    given = {"fresh": [0, 2, 4], "odd one": [1, 7], "lone": [NUM_ITEMS - 1]}
+    rows = [f"{user},{' '.join(f'i{item}' for item in items)}" for user, items in given.items()]
+    rows[1] += " i1"  # an item twice counts once
+    users = table_file(shop.folder, "users.csv", "user_id,item_ids", *rows)
+    made = recommend(shop.store, shop.asking(users=users))
+    lists = read_lists(made)
+    ids = load_dataset(shop.dataset).item_ids.to_pylist()
+    item_ID = matrix(shop.bundle, "items.parquet", "representation")
+    assert list(lists) == list(given)
+    for user, items in given.items():
+        scores = (dense_new_user(shop, items) @ item_ID.T)[0]
+        assert lists[user]["item_ids"] == best(ids, scores, K, {f"i{item}" for item in items})
+    assert made.summary["users"] == len(given)
+
+
+def test_user_lists_read_the_same_from_csv_jsonl_and_parquet(shop: Shop, tmp_path: Path) -> None:
+    ids = pa.array(["7", "b", 'q"\\ x'])
+    given = [{"user_id": "v", "item_ids": ["b", "7", "b"]}, {"user_id": "w", "item_ids": ["7"]}]
+    csv = table_file(tmp_path, "users.csv", "user_id,item_ids", "v,b  7 b ", "w,7")
+    jsonl = table_file(tmp_path, "users.jsonl", *map(json.dumps, given))
+    pq.write_table(pa.Table.from_pylist(given), tmp_path / "users.parquet")
+    for address in (csv, jsonl, str(tmp_path / "users.parquet")):
+        users, pairs = read_user_lists(open_table(address, "users"), ids)
+        assert users.to_pylist() == ["v", "w"]
+        assert list(zip(pairs.users.tolist(), pairs.items.tolist(), strict=True)) == [(0, 0), (0, 1), (1, 0)]
+    odd = table_file(tmp_path, "odd.jsonl", json.dumps({"user_id": 1, "item_ids": ['q"\\ x', 7]}))
+    users, pairs = read_user_lists(open_table(odd, "users"), ids)
+    assert (users.to_pylist(), pairs.items.tolist()) == (["1"], [0, 2])
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (
+            ["a,i0", "b,i1 nope"],
+            "1 given items are neither in the bundle nor new items (got 'nope' of user b at line 3)",
+        ),
+        (["a,i0", "b,"], "1 users have no item (got user b at line 3); give them a known item each"),
+        (["a,i0", "a,i1"], "2 rows share a user (got user a at line 2, user a at line 3); give each user one row"),
+        ([",i0"], "1 rows have no user id in column user_id"),
+        ([], "is empty (got no rows); pass --recommend.users FILE"),
+    ],
+)
+def test_user_lists_that_do_not_fit_are_refused(shop: Shop, lines: list[str], message: str) -> None:
+    users = table_file(shop.folder, "bad.csv", "user_id,item_ids", *lines)
+    with pytest.raises(CatalogError, match=re.escape(message)) as refusal:
+        recommend(shop.store, shop.asking(users=users))
+    assert str(refusal.value).startswith(f"user lists {users}: ")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("users.jsonl", '{"user_id": "a", "item_ids": "i0 i1"}', "must be a list of ids (got 'i0 i1' at line 1)"),
+        ("users.csv", "user,item_ids\na,i0", "must have one column 'user_id' (got user, item_ids); add it"),
+        ("users.dat", "a::i0", "its name must end in the kind of file (got .dat); use .parquet"),
+    ],
+)
+def test_user_tables_of_another_shape_are_refused(shop: Shop, name: str, text: str, message: str) -> None:
+    with pytest.raises(CatalogError, match=re.escape(message)):
+        recommend(shop.store, shop.asking(users=table_file(shop.folder, name, text)))
+
+
+def test_a_missing_file_names_its_setting(shop: Shop) -> None:
+    with pytest.raises(CatalogError, match=r"gone.csv: no such file; pass --recommend.users FILE"):
+        recommend(shop.store, shop.asking(users=str(shop.folder / "gone.csv")))
+    with pytest.raises(CatalogError, match=r"gone.csv: no such file; pass --recommend.new-items FILE"):
+        recommend(shop.store, shop.asking(new_items=str(shop.folder / "gone.csv")))
+
+
+def test_new_users_need_the_title_vectors(shop: Shop) -> None:
+    bare = Store(str(shop.folder / "bare"))
+    shop.store.fs.copy(f"{shop.store.path}/bundles", f"{bare.path}/bundles", recursive=True)
+    users = table_file(shop.folder, "one.csv", "user_id,item_ids", "a,i0")
+    with pytest.raises(RecommendError, match=r"vectors of bundle .* are gone.*run jobs/embed.py"):
+        recommend(bare, shop.asking(users=users))
+
+
+# ---------------------------------------------------------------- new items
+
+
+def test_new_items_are_ranked_where_their_titles_say(shop: Shop) -> None:
+    titles = ["red thing number0", "blue &amp; brand  new", "blue thing number3"]
+    new = table_file(shop.folder, "new.csv", "item_id,title", *(f"n{i},{title}" for i, title in enumerate(titles)))
+    users = table_file(shop.folder, "mixed.csv", "user_id,item_ids", "a,i0 i2", "b,i1 n2", "c,n1")
+    lists = read_lists(recommend(shop.store, shop.asking(users=users, new_items=new, k=100)))
+    catalogs = shop.store.fs.glob(f"{shop.store.path}/catalogs/shop/*/manifest.json")
+    catalog = Artifact(shop.store, json.loads(Path(catalogs[0]).read_text()))
+    assert catalog.read_table("items.parquet")["title"].to_pylist()[1] == "blue & brand new"
+    text = load_vectors(embed(shop.store, shop.settings, catalog)).astype(np.float64)
+    item_ID = matrix(shop.bundle, "items.parquet", "representation")
+    item_ID = np.concatenate([item_ID, unit(project(shop.bundle, "projector.safetensors", text) / 3)])
+    ids = [*load_dataset(shop.dataset).item_ids.to_pylist(), "n0", "n1", "n2"]
+    for user, items in {"a": [0, 2], "b": [1, NUM_ITEMS + 2], "c": [NUM_ITEMS + 1]}.items():
+        scores = (dense_new_user(shop, items, text) @ item_ID.T)[0]
+        found = lists[user]["item_ids"]
+        expected = best(ids, scores, 100, {ids[item] for item in items})
+        assert found == expected
+        np.testing.assert_allclose(lists[user]["scores"], [scores[ids.index(item)] for item in found], atol=1e-5)
+
+
+def test_the_bundles_users_get_new_items_too(shop: Shop) -> None:
+    new = table_file(shop.folder, "more.jsonl", '{"item_id": "n9", "title": "red thing"}')
+    made = recommend(shop.store, shop.asking(new_items=new, k=100))
+    assert made.summary["items"] == NUM_ITEMS + 1
+    assert set(made.manifest["inputs"]) == {"bundle", "newcomers"}
+    lists = read_lists(made)
+    assert len(lists) == NUM_USERS + 1
+    assert all("n9" in row["item_ids"] for row in lists.values())
+    place = [lists[f"u{user}"]["item_ids"].index("n9") for user in range(NUM_USERS)]
+    assert np.mean(place[0::2]) < np.mean(place[1::2])  # red's lovers see it earlier
+
+
+def test_a_new_item_has_only_layer_zero(shop: Shop) -> None:
+    network = build_model(shop.settings, 32)
+    text_IT = torch.randn(3, 32, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(represent_items(network, text_IT), network.project(text_IT).detach() / 3)
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (
+            ["n0,one", "n0,two"],
+            "2 rows share an item id (got n0 with title 'one' at line 2, n0 with title 'two' at line 3)",
+        ),
+        (
+            ["n0,one", "i3,two"],
+            "1 items are in the bundle already (got i3 with title 'two' at line 3); remove their rows",
+        ),
+        (["n0,one", "n1, "], "1 items have an empty title (got n1 with title ' ' at line 3); give them a title"),
+        ([], "is empty (got no rows); pass --recommend.new-items FILE"),
+    ],
+)
+def test_new_items_that_do_not_fit_are_refused(shop: Shop, lines: list[str], message: str) -> None:
+    new = table_file(shop.folder, "bad.csv", "item_id,title", *lines)
+    with pytest.raises(CatalogError, match=re.escape(message)) as refusal:
+        recommend(shop.store, shop.asking(new_items=new))
+    assert str(refusal.value).startswith(f"new items {new}: ")
+
+
+def test_new_items_under_another_encoder_are_refused(shop: Shop) -> None:
+    new = table_file(shop.folder, "other.csv", "item_id,title", "n0,one")
+    wider = shop.settings.encoder.model_copy(update={"hash_width": 64})
+    settings = shop.asking(new_items=new).model_copy(update={"encoder": wider})
+    with pytest.raises(RecommendError, match=r"need the encoder .* \(got width 64 instead of 32\); set the encoder"):
+        recommend(shop.store, settings)
+
+
+# ---------------------------------------------------------------- ranking without Ray
+
+
+def test_equal_scores_go_by_lower_item_index() -> None:
+    source = Source(
+        pa.array(["u"]), torch.tensor([[1.0]]), pa.array(["a", "b", "c"]), torch.ones(3, 1), torch.tensor([[0], [1]])
+    )
+    chosen = Settings.model_validate({"recommend": {"k": 3}}).recommend
+    assert source.lists(0, 1, chosen).to_pylist() == [{"user_id": "u", "item_ids": ["a", "c"], "scores": [1.0, 1.0]}]

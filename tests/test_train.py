@@ -1,0 +1,280 @@
+"""Training: repeatable, independent of the number of workers, resumable after a kill, and it learns."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from alpharec.artifacts import Artifact, Store
+from alpharec.catalog import Dataset, Pairs, load_dataset, prepare
+from alpharec.config import Settings
+from alpharec.embed import load_vectors
+from alpharec.graph import Part
+from alpharec.ranking import evaluate
+from alpharec.train import Training, TrainingError, evaluate_model, fit, measure, popularity, truth_and_seen
+
+USERS, ITEMS, WIDTH = 40, 60, 16
+KILL_TIMEOUT_S = 240
+
+
+def make_settings(storage: Path | str, **train: Any) -> Settings:
+    chosen = {
+        "max_epochs": 12,
+        "evaluate_every": 2,
+        "batch_size": 64,
+        "num_negatives": 8,
+        "cpus_per_worker": 1,
+        "learning_rate": 0.01,
+    } | train
+    return Settings.model_validate(
+        {
+            "name": "board",
+            "storage": str(storage),
+            "data": {"path": str(storage), "items": "items.csv", "interactions": "interactions.csv"},
+            "model": {"hidden_width": 32, "width": 8},
+            "train": chosen,
+            "evaluate": {"ks": [5, 20], "select_k": 5},
+        }
+    )
+
+
+def make_inputs(storage: Path, settings: Settings) -> tuple[Store, Artifact, Artifact]:
+    """Write a shop where even users like even items, with title vectors that carry parity under noise."""
+    random = np.random.default_rng(0)
+    storage.mkdir(parents=True, exist_ok=True)
+    pairs = [(u, i) for u in range(USERS) for i in range(ITEMS) if u % 2 == i % 2 and random.random() < 0.6]
+    (storage / "items.csv").write_text("item_id,title\n" + "".join(f"i{i},title {i}\n" for i in range(ITEMS)))
+    (storage / "interactions.csv").write_text("user_id,item_id\n" + "".join(f"u{u},i{i}\n" for u, i in pairs))
+    store = Store(str(storage))
+    dataset = prepare(store, settings)
+    vectors = random.normal(size=(ITEMS, WIDTH)).astype(np.float16)
+    vectors[:, 0] += np.where(np.arange(ITEMS) % 2, 4, -4)
+    draft = store.draft("vectors", "board", "by-hand")
+    draft.write_table("items.parquet", pa.table({"item_id": [f"i{i}" for i in range(ITEMS)], "row": range(ITEMS)}))
+    column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), WIDTH)
+    draft.write_table("vectors-00000.parquet", pa.table({"vector": column}))
+    return store, dataset, draft.commit(settings={}, inputs={}, summary={"width": WIDTH, "fingerprint": {}})
+
+
+@pytest.fixture
+def inputs(tmp_path: Path) -> tuple[Store, Artifact, Artifact]:
+    return make_inputs(tmp_path, make_settings(tmp_path))
+
+
+def build(inputs: tuple[Store, Artifact, Artifact], settings: Settings, part: Part = Part()) -> Training:
+    _, dataset, vectors = inputs
+    return Training.build(settings, load_dataset(dataset), torch.from_numpy(load_vectors(vectors)).float(), part=part)
+
+
+def test_it_learns_the_checkerboard(inputs: tuple[Store, Artifact, Artifact], tmp_path: Path) -> None:
+    training = build(inputs, make_settings(tmp_path, max_epochs=2, learning_rate=0.002))
+    untrained = _share_of_own_half(inputs, training)
+    assert list(training.run()) == [True, True]
+    # Chance is one half. Titles carry the parity, so two epochs suffice; many more would learn the 275 pairs by heart.
+    assert untrained < 0.75
+    assert _share_of_own_half(inputs, training) > 0.95
+
+
+def _share_of_own_half(inputs: tuple[Store, Artifact, Artifact], training: Training) -> float:
+    """Return how often the K best unseen items are of the user's parity, K the number of those there are."""
+    dataset, (user_UD, item_ID) = load_dataset(inputs[1]), training.represent()
+    right, total = 0, 0
+    for user in range(USERS):
+        unseen = np.setdiff1d(np.arange(ITEMS), dataset.train.items[dataset.train.users == user])
+        num_own = int((unseen % 2 == user % 2).sum())
+        best = unseen[(item_ID[unseen] @ user_UD[user]).argsort(descending=True)[:num_own].numpy()]
+        right, total = right + int((best % 2 == user % 2).sum()), total + num_own
+    return right / total
+
+
+def test_same_seed_same_bits_and_another_seed_differs(inputs: tuple[Store, Artifact, Artifact], tmp_path: Path) -> None:
+    settings = make_settings(tmp_path)
+    weights = []
+    for seed in (7, 7, 8):
+        training = build(inputs, settings.model_copy(update={"seed": seed}))
+        losses = [training.step() for _ in range(20)]
+        weights.append((losses, torch.cat([weight.reshape(-1) for weight in training.model.state_dict().values()])))
+    assert weights[0][0] == weights[1][0]
+    assert torch.equal(weights[0][1], weights[1][1])
+    assert not torch.equal(weights[0][1], weights[2][1])
+
+
+def test_going_on_from_a_snapshot_equals_never_stopping(
+    inputs: tuple[Store, Artifact, Artifact], tmp_path: Path
+) -> None:
+    whole = build(inputs, make_settings(tmp_path))
+    list(whole.run())
+    first = build(inputs, make_settings(tmp_path))
+    for _ in first.run():
+        if first.state.epoch == 5:
+            break
+    folder = tmp_path / "snapshot"
+    folder.mkdir()
+    first.snapshot().save(folder)
+    second = build(inputs, make_settings(tmp_path))
+    second.restore(type(second.state).load(folder))
+    list(second.run())
+    assert [entry["loss"] for entry in second.state.history] == [entry["loss"] for entry in whole.state.history]
+    assert second.state.best_score == whole.state.best_score
+    for name, weight in whole.state.best_weights.items():
+        assert torch.equal(weight, second.state.best_weights[name])
+
+
+def test_the_best_epoch_is_kept_and_patience_counts_validations(
+    inputs: tuple[Store, Artifact, Artifact], tmp_path: Path
+) -> None:
+    training = build(inputs, make_settings(tmp_path, max_epochs=500, patience=3))
+    list(training.run())
+    scores = {entry["epoch"]: entry["valid_recall@5"] for entry in training.state.history if "valid_recall@5" in entry}
+    best = max(scores, key=lambda epoch: (scores[epoch], -epoch))
+    assert training.state.best_epoch == best
+    assert training.state.epoch == best + 3 * 2, "three validations, two epochs apart, without a better score"
+
+
+def test_one_and_two_workers_agree_on_the_loss_of_50_steps(
+    inputs: tuple[Store, Artifact, Artifact], tmp_path: Path
+) -> None:
+    settings = make_settings(tmp_path)
+    single = build(inputs, settings)
+    alone = [single.step() for _ in range(50)]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    together = tmp_path / "losses.pt"
+    context = torch.multiprocessing.spawn(_train_in_group, args=(2, port, tmp_path, together), nprocs=2, join=False)
+    assert context.join(120)
+    # Float32 sums in another order: 1e-5 is about 80 roundings of a loss near 2.
+    assert torch.load(together, weights_only=True) == pytest.approx(alone, abs=1e-5)
+
+
+def _train_in_group(rank: int, size: int, port: int, storage: Path, out: Path) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=size)
+    settings = make_settings(storage)
+    inputs = make_inputs(storage / f"copy-{rank}", make_settings(storage / f"copy-{rank}"))
+    training = build(inputs, settings, Part(rank, size))
+    losses = [training.step() for _ in range(50)]
+    if rank == 0:
+        torch.save(losses, out)
+    torch.distributed.destroy_process_group()
+
+
+def test_valid_masks_train_and_the_official_mask_is_by_name_only() -> None:
+    def pairs(*of: tuple[int, int]) -> Pairs:
+        return Pairs(np.array([u for u, _ in of]), np.array([i for _, i in of]))
+
+    ids = pa.array(["a", "b", "c", "d"])
+    dataset = Dataset(ids, ids, ids, pairs((0, 0), (2, 1)), pairs((0, 1)), pairs((0, 2), (2, 3)))
+    strict = Settings().evaluate
+    official = strict.model_copy(update={"valid_mask": "train+test"})
+    seen = {name: truth_and_seen(dataset, "valid", chosen)[1] for name, chosen in (("s", strict), ("o", official))}
+    assert seen["s"].rows(torch.tensor([0]))[1].tolist() == [0]
+    assert seen["o"].rows(torch.tensor([0]))[1].tolist() == [0, 2]
+    truth, masked = truth_and_seen(dataset, "test", strict, first=2, count=2)
+    assert (truth.rows(torch.tensor([0]))[1].tolist(), masked.rows(torch.tensor([0]))[1].tolist()) == ([3], [1])
+
+
+def test_most_popular_ranks_by_train_interactions() -> None:
+    train = Pairs(np.array([0, 1, 2, 0]), np.array([2, 2, 2, 1]))
+    ids = pa.array(["a", "b", "c"])
+    nothing = Pairs(np.array([1]), np.array([1]))
+    dataset = Dataset(ids, ids, ids, train, nothing, Pairs(np.array([1]), np.array([0])))
+    user_UD, item_ID = popularity(dataset)
+    truth, seen = truth_and_seen(dataset, "test", Settings().evaluate)
+    # User 1 has seen item 2 and item 1: item 0, never bought, is all that is left.
+    assert evaluate(user_UD, item_ID, truth=truth, seen=seen, ks=(1,)).values["recall@1"].tolist() == [1.0]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(ray_local: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, ...]:
+    """One run of one worker through Ray Train, start to end."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    settings = make_settings(folder, max_epochs=30, num_workers=1)
+    store, dataset, vectors = make_inputs(folder, settings)
+    return settings, store, dataset, vectors, fit(store, settings, dataset, vectors)
+
+
+def test_the_model_of_a_run_holds_its_best_epoch(undisturbed: tuple[Any, ...]) -> None:
+    settings, store, dataset, vectors, model = undisturbed
+    history = model.read_json("history.json")
+    scores = [entry["valid_recall@5"] for entry in history if "valid_recall@5" in entry]
+    assert model.summary["valid_recall@5"] == max(scores)
+    evaluation = evaluate_model(store, settings, dataset, vectors, model)
+    assert evaluation.read_json("metrics.json")["valid"]["recall@5"] == pytest.approx(max(scores), abs=1e-12)
+    assert evaluation.read_table("per_user.parquet").num_rows == USERS
+    assert fit(store, settings, dataset, vectors).manifest == model.manifest, "the same inputs find the model"
+
+
+def test_a_run_name_of_other_settings_is_refused(undisturbed: tuple[Any, ...]) -> None:
+    settings, store, dataset, vectors, model = undisturbed
+    changed = {"run": model.summary["run"], "temperature": 0.3}
+    other = settings.model_copy(update={"train": settings.train.model_copy(update=changed)})
+    with pytest.raises(TrainingError, match=r"train\.temperature was 0\.15 and is 0\.3.*--train\.run"):
+        fit(store, other, dataset, vectors)
+
+
+def test_a_non_finite_loss_stops_the_run_with_the_reason(undisturbed: tuple[Any, ...]) -> None:
+    settings, store, dataset, vectors, _ = undisturbed
+    changed = settings.train.model_copy(update={"learning_rate": 1e30, "loss": "bpr", "num_negatives": 1})
+    with pytest.raises(TrainingError, match=r"loss is (nan|inf).*weights are unchanged.*learning-rate"):
+        fit(store, settings.model_copy(update={"train": changed}), dataset, vectors)
+
+
+def test_a_run_killed_with_two_workers_ends_with_one_as_if_undisturbed(
+    undisturbed: tuple[Any, ...], tmp_path: Path
+) -> None:
+    settings, _, _, _, expected = undisturbed
+    train = settings.train.model_copy(update={"num_workers": 2, "run": "killed"})
+    job = settings.model_copy(update={"storage": str(tmp_path), "train": train})
+    job = job.model_copy(update={"data": settings.data.model_copy(update={"path": str(tmp_path)})})
+    inputs = make_inputs(tmp_path, job)
+    _kill_after_checkpoints(job, inputs, tmp_path / "training" / "killed", checkpoints=2)
+    reached = len(list((tmp_path / "training" / "killed").glob("checkpoint_*/state.json")))
+    assert reached >= 1
+    assert inputs[0].find("models", "board", expected.version) is None, "the kill came before the end"
+    alone = job.model_copy(update={"train": train.model_copy(update={"num_workers": 1})})
+    model = fit(inputs[0], alone, *inputs[1:])
+    history = [(entry["epoch"], entry["loss"]) for entry in model.read_json("history.json")]
+    wanted = [(entry["epoch"], entry["loss"]) for entry in expected.read_json("history.json")]
+    assert [epoch for epoch, _ in history] == [epoch for epoch, _ in wanted]
+    # Two workers add in another order than one; Adam carries that on for 30 epochs.
+    assert [loss for _, loss in history] == pytest.approx([loss for _, loss in wanted], abs=1e-4)
+
+
+def _kill_after_checkpoints(settings: Settings, inputs: tuple[Any, ...], run: Path, *, checkpoints: int) -> None:
+    script = (
+        "import sys, ray\n"
+        "from alpharec.artifacts import Store\n"
+        "from alpharec.config import Settings\n"
+        "from alpharec.train import fit\n"
+        "ray.init(address='local', num_cpus=2, include_dashboard=True)\n"
+        "settings = Settings.model_validate_json(sys.argv[1]); store = Store(settings.storage)\n"
+        "dataset, vectors = store.find('datasets', 'board', sys.argv[2]), store.find('vectors', 'board', 'by-hand')\n"
+        "fit(store, settings, dataset, vectors)\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, settings.model_dump_json(), inputs[1].version],
+        env=environment,
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    limit = time.monotonic() + KILL_TIMEOUT_S
+    while len(list(run.glob("checkpoint_*/state.json"))) < checkpoints:
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < limit, "no checkpoint in time"
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()

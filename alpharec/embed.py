@@ -79,6 +79,13 @@ def load_vectors(artifact: Artifact) -> npt.NDArray[np.float16]:
     return cast(npt.NDArray[np.float16], np.concatenate(parts).reshape(-1, width)[rows])
 
 
+def cpus_each(num_actors: int) -> int:
+    """Return the most CPUs that each of ``num_actors`` actors can have on the cluster, none divided over nodes."""
+    nodes = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
+    fits = [cpus for cpus in range(1, max(nodes) + 1) if sum(node // cpus for node in nodes) >= num_actors]
+    return max(fits, default=1)
+
+
 def _run_shards(draft: Draft, settings: Settings, *, num_texts: int) -> list[dict[str, Any]]:
     size = settings.embed.shard_size
     num_shards = -(-num_texts // size)
@@ -110,7 +117,7 @@ def _compute(draft: Draft, settings: Settings, shards: list[int]) -> Iterator[di
         fn_constructor_args=(draft.store, draft.kind, draft.name, draft.version, texts, settings),
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(size=num_actors),
-        num_cpus=embed.num_cpus or max(1, int(ray.cluster_resources()["CPU"]) // num_actors),
+        num_cpus=embed.num_cpus or cpus_each(num_actors),
         num_gpus=embed.num_gpus,
     )
     for row in results.iter_rows():

@@ -61,6 +61,7 @@ class InteractionGraph:
         self.num_interactions = len(users)
         all_user_degree = torch.bincount(users, minlength=num_users)
         self.train_users = all_user_degree.nonzero().squeeze(1)
+        self.sated_users = (all_user_degree == num_items).nonzero().squeeze(1)
         self.first_user, last_user = _balanced_range(all_user_degree, part)
         mine = slice(*torch.searchsorted(users, torch.tensor([self.first_user, last_user])).tolist())
         self.edges = EdgeIndex(
@@ -237,9 +238,8 @@ class Sampler:
     num_negatives: int
 
     def __post_init__(self) -> None:
-        full = self.graph.user_degree_U == self.graph.num_items
-        if full.any():
-            user = self.graph.first_user + int(full.nonzero()[0])
+        if len(self.graph.sated_users):
+            user = int(self.graph.sated_users[0])
             raise ValueError(
                 f"sampling: user {user} has every item in train, so no negative exists; leave that user out"
             )
@@ -328,5 +328,5 @@ def _shuffle(index: Tensor, size: int, key: tuple[int, int]) -> Tensor:
 def _feistel(index: Tensor, half: int, key: tuple[int, int]) -> Tensor:
     left, right = index >> half, index & ((1 << half) - 1)
     for turn in range(4):
-        left, right = right, left ^ (_uniform32(right, (key[0] ^ turn, key[1])) & ((1 << half) - 1))
+        left, right = right, left ^ (_uniform32(right, (key[0], key[1] ^ turn)) & ((1 << half) - 1))
     return (left << half) | right

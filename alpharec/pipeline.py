@@ -32,8 +32,17 @@ STAGES: dict[str, Callable[[Store, Settings, Done], Artifact]] = {
     "publish": lambda store, settings, done: publish(
         store, settings, done["prepare"], done["embed"], done["train"], done["evaluate"]
     ),
-    "recommend": lambda store, settings, done: recommend(store, settings),
+    "recommend": lambda store, settings, done: recommend(store, _with_bundle(settings, done)),
 }
+
+
+def _with_bundle(settings: Settings, done: Done) -> Settings:
+    """Name the bundle that was just published: another run may move LATEST meanwhile."""
+    if settings.recommend.bundle or "publish" not in done:
+        return settings
+    chosen = settings.recommend.model_copy(update={"bundle": done["publish"].version})
+    return settings.model_copy(update={"recommend": chosen})
+
 
 # What a user can cause: shown as one message, without a traceback.
 EXPECTED = (SettingsError, CatalogError, ArtifactError, EncoderError, TrainingError, RecommendError)
@@ -105,14 +114,15 @@ def format_metrics(evaluation: Artifact) -> str:
 
 
 def format_lists(dataset: Artifact, recommendations: Artifact, *, users: int = 5, titles: int = 4) -> str:
-    """Return a few users' histories with what is recommended to them."""
+    """Return a few users' histories with what is recommended to them; an item outside the dataset shows its id."""
     data = load_dataset(dataset)
     title = dict(zip(data.item_ids.to_pylist(), data.titles.to_pylist(), strict=True))
-    part = recommendations.read_table(sorted(recommendations.files)[0]).slice(0, users).to_pylist()
-    user_index = {user: index for index, user in enumerate(data.user_ids.to_pylist())}
+    lists = recommendations.read_table(min(recommendations.files)).slice(0, users).to_pylist()
+    index = {user: row for row, user in enumerate(data.user_ids.to_pylist())}
     lines = []
-    for row in part:
-        seen = data.train.items[data.train.users == user_index[row["user_id"]]][:titles]
-        lines.append(f"{row['user_id']} had: {'; '.join(data.titles[int(item)].as_py() for item in seen)}")
-        lines.append(f"{'':>{len(row['user_id'])}} gets: {'; '.join(title[item] for item in row['item_ids'][:titles])}")
+    for row in lists:
+        user = row["user_id"]
+        had = [data.titles[int(item)].as_py() for item in data.train.items[data.train.users == index.get(user, -1)]]
+        lines.append(f"{user} had:  {'; '.join(had[:titles]) or '(a new user)'}")
+        lines.append(f"{'':{len(user)}} gets: {'; '.join(title.get(item, item) for item in row['item_ids'][:titles])}")
     return "\n".join(lines)

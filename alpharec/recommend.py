@@ -29,7 +29,7 @@ from torch import Tensor
 from alpharec.artifacts import Artifact, ArtifactError, Draft, Store, digest
 from alpharec.catalog import Dataset, InputFile, Pairs, load_dataset, open_table, read_new_items, read_user_lists
 from alpharec.config import RecommendSettings, Settings
-from alpharec.embed import embed, load_vectors
+from alpharec.embed import cpus_each, embed, load_vectors
 from alpharec.encoders import fingerprint
 from alpharec.graph import InteractionGraph
 from alpharec.model import AlphaRec, Objective, TextFeatures
@@ -446,7 +446,7 @@ def _run_parts(
         fn_constructor_args=(draft.store, (draft.kind, draft.name, draft.version), users, items, chosen),
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(size=num_actors),
-        num_cpus=chosen.num_cpus or _cpus_each(num_actors),
+        num_cpus=chosen.num_cpus or cpus_each(num_actors),
         num_gpus=chosen.num_gpus,
     )
     started, done = time.monotonic(), 0
@@ -465,13 +465,6 @@ def _part_size(num_users: int, chosen: RecommendSettings) -> int:
     """Return users a part: whole blocks, several parts an actor."""
     share = min(MAX_PART, -(-num_users // (PARTS_PER_ACTOR * chosen.num_workers)))
     return -(-share // chosen.block_size) * chosen.block_size
-
-
-def _cpus_each(num_actors: int) -> int:
-    """Return the most CPUs that each of the actors can have, none of them divided over nodes."""
-    nodes = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
-    fits = [cpus for cpus in range(1, max(nodes) + 1) if sum(node // cpus for node in nodes) >= num_actors]
-    return max(fits, default=1)
 
 
 @dataclass(frozen=True)

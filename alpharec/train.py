@@ -27,7 +27,7 @@ from torch import Tensor
 from alpharec.artifacts import Artifact, Store, digest
 from alpharec.catalog import Dataset, Pairs, load_dataset
 from alpharec.config import EvaluateSettings, Settings
-from alpharec.embed import load_vectors
+from alpharec.embed import cpus_each, load_vectors
 from alpharec.graph import InteractionGraph, Part, Sampler
 from alpharec.model import AlphaRec, NonFiniteLossError, Objective, TextFeatures, train_step
 from alpharec.ranking import Evaluation, Lists, evaluate, item_popularity_groups, user_activity_groups
@@ -117,7 +117,7 @@ def _claim_run(store: Store, run: str, version: str, settings: Settings) -> None
 
 def _run_workers(store: Store, settings: Settings, run: str, dataset: Artifact, vectors: Artifact) -> dict[str, Any]:
     train = settings.train
-    cpus = train.cpus_per_worker or max(1, int(ray.cluster_resources()["CPU"]) // train.num_workers)
+    cpus = train.cpus_per_worker or cpus_each(train.num_workers)
     trainer = ray.train.torch.TorchTrainer(
         _worker,
         train_loop_config={"settings": settings, "dataset": dataset, "vectors": vectors, "threads": cpus},

@@ -429,12 +429,7 @@ def test_shuffle_is_a_bijection_of_small_sizes() -> None:
 @pytest.mark.parametrize(
     "size",
     [
-        pytest.param(
-            100,
-            marks=pytest.mark.xfail(
-                strict=True, reason="round keys differ in the low bits of what is added to the half: p = 1e-12"
-            ),
-        ),
+        100,
         30_000,
     ],
 )

@@ -35,6 +35,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 MANIFEST = "manifest.json"
 LATEST = "LATEST"
+REFUSALS = ("PreconditionFailed", "ConditionalRequestConflict")
 
 
 class ArtifactError(RuntimeError):
@@ -109,7 +110,11 @@ class Store:
                     os.unlink(beside)
             else:
                 self.fs.pipe_file(path, data, mode="create")
-        except FileExistsError:
+        except OSError as error:
+            # Not every S3 server words its refusal so that s3fs makes it a FileExistsError.
+            answer = getattr(error.__cause__, "response", {}).get("Error", {}).get("Code", "")
+            if not isinstance(error, FileExistsError) and answer not in REFUSALS:
+                raise
             raise ArtifactError(f"{self.uri(*parts)}: exists already; another run committed it first") from None
 
     def _write_beside(self, path: str, data: bytes) -> str:
@@ -249,11 +254,13 @@ class Draft:
             "summary": summary,
             "software": software(),
         }
+        data = json.dumps(manifest, indent=1, default=str).encode()
         with contextlib.suppress(ArtifactError):
-            self.store.create(
-                json.dumps(manifest, indent=1, default=str).encode(), self.kind, self.name, self.version, MANIFEST
-            )
-        return cast(Artifact, self.store.find(self.kind, self.name, self.version))
+            self.store.create(data, self.kind, self.name, self.version, MANIFEST)
+        found = self.store.find(self.kind, self.name, self.version)
+        if found is None:
+            raise ArtifactError(f"{self.store.uri(self.kind, self.name, self.version)}: not committed; run again")
+        return found
 
 
 @dataclass(frozen=True)

@@ -58,9 +58,10 @@ def run_stages(settings: Settings, job: str) -> Done:
     store = Store(settings.storage)
     done: Done = {}
     with run_record(store, settings.name, job, settings.model_dump(mode="json")) as record:
-        connect(settings)
         for name in JOBS[job]:
             started = time.monotonic()
+            if name != "prepare":  # so that bad input is told before a cluster starts
+                connect(settings)
             done[name] = STAGES[name](store, settings, done)
             seconds = time.monotonic() - started
             record["stages"][name] = {

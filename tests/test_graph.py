@@ -426,13 +426,7 @@ def test_shuffle_is_a_bijection_of_small_sizes() -> None:
             assert sorted(_shuffle(torch.arange(size), size, key).tolist()) == list(range(size))
 
 
-@pytest.mark.parametrize(
-    "size",
-    [
-        100,
-        30_000,
-    ],
-)
+@pytest.mark.parametrize("size", [100, 30_000])
 def test_shuffle_puts_an_index_anywhere(size: int) -> None:
     keys = torch.randint(2**32, (2000, 2), generator=torch.Generator().manual_seed(0)).tolist()
     index = torch.tensor([0, 1, size // 2, size - 1])

@@ -79,6 +79,18 @@ def load_vectors(artifact: Artifact) -> npt.NDArray[np.float16]:
     return cast(npt.NDArray[np.float16], np.concatenate(parts).reshape(-1, width)[rows])
 
 
+def show_progress() -> None:
+    """Print this library's progress lines; Ray's own only from a warning up."""
+    own = logging.getLogger("alpharec")
+    if not own.handlers:
+        own.addHandler(logging.StreamHandler())
+        own.handlers[0].setFormatter(logging.Formatter("%(message)s"))
+    own.setLevel(logging.INFO)
+    own.propagate = False
+    for chatty in ("ray.data", "ray.train"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+
+
 def cpus_each(num_actors: int) -> int:
     """Return the most CPUs that each of ``num_actors`` actors can have on the cluster, none divided over nodes."""
     nodes = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]

@@ -13,7 +13,7 @@ import ray
 from alpharec.artifacts import Artifact, ArtifactError, Store, run_record
 from alpharec.catalog import CatalogError, format_report, load_dataset, prepare
 from alpharec.config import Settings, SettingsError, load_settings
-from alpharec.embed import embed
+from alpharec.embed import embed, show_progress
 from alpharec.encoders import EncoderError
 from alpharec.recommend import RecommendError, publish, recommend
 from alpharec.train import TrainingError, evaluate_model, fit
@@ -89,7 +89,7 @@ def connect(settings: Settings) -> None:
 
 def main(job: str) -> None:
     """Run a job from the command line and print where its result is; exit 1 with the reason on failure."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    show_progress()
     try:
         done = run_stages(load_settings(prog=f"jobs/{job}.py"), job)
     except EXPECTED as error:

@@ -27,7 +27,7 @@ from torch import Tensor
 from alpharec.artifacts import Artifact, Store, digest
 from alpharec.catalog import Dataset, Pairs, load_dataset
 from alpharec.config import EvaluateSettings, Settings
-from alpharec.embed import cpus_each, load_vectors
+from alpharec.embed import cpus_each, load_vectors, show_progress
 from alpharec.graph import InteractionGraph, Part, Sampler
 from alpharec.model import AlphaRec, NonFiniteLossError, Objective, TextFeatures, train_step
 from alpharec.ranking import Evaluation, Lists, evaluate, item_popularity_groups, user_activity_groups
@@ -146,7 +146,7 @@ def _worker(config: dict[str, Any]) -> None:
     """Train in one Ray Train worker: load, resume, report a checkpoint whenever one is due."""
     settings: Settings = config["settings"]
     torch.set_num_threads(config["threads"])
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    show_progress()
     warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
     context = ray.train.get_context()
     training = Training.build(

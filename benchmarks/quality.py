@@ -10,11 +10,10 @@ strict protocol; the test metrics of an epoch are the same under both. A killed 
 
 from __future__ import annotations
 
-import logging
-
 from common import ROOT, parser, print_result, settings_arguments
 
 from alpharec.config import load_settings
+from alpharec.embed import show_progress
 from alpharec.pipeline import run_stages
 
 
@@ -27,7 +26,7 @@ def main() -> None:
     arguments.add_argument("--valid-mask", default="train+test", choices=["train", "train+test"])
     arguments.add_argument("--storage", default=str(ROOT / "store/benchmarks"))
     given = arguments.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    show_progress()
     options = settings_arguments(
         given.dataset,
         given.data,

@@ -127,7 +127,7 @@ def test_represent_is_forward(monkeypatch: pytest.MonkeyPatch, commute: bool, us
 
 def test_user_means_are_kept_where_that_is_cheaper() -> None:
     graph = graph_of(random_seen())
-    width = 4 * graph.num_interactions // 9  # the widest T with U x T <= 4 E
+    width = 8 * graph.num_interactions // 9  # the widest T with U x T <= 8 E
     kept, dropped = (TextFeatures.build(normal(14, text_width), graph) for text_width in (width, width + 1))
     assert kept.user_UT is not None
     assert dropped.user_UT is None

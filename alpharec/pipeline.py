@@ -124,6 +124,6 @@ def format_lists(dataset: Artifact, recommendations: Artifact, *, users: int = 5
     for row in lists:
         user = row["user_id"]
         had = [data.titles[int(item)].as_py() for item in data.train.items[data.train.users == index.get(user, -1)]]
-        lines.append(f"{user} had:  {'; '.join(had[:titles]) or '(a new user)'}")
+        lines.append(f"{user} had: {'; '.join(had[:titles]) or '(a new user)'}")
         lines.append(f"{'':{len(user)}} gets: {'; '.join(title.get(item, item) for item in row['item_ids'][:titles])}")
     return "\n".join(lines)

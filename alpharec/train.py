@@ -71,10 +71,10 @@ def fit(store: Store, settings: Settings, dataset: Artifact, vectors: Artifact) 
     run = settings.train.run or f"{settings.name}-{version}"
     _claim_run(store, run, version, settings)
     result = _run_workers(store, settings, run, dataset, vectors)
-    if result["error"]:
-        raise TrainingError(f"run {run}: {result['error']}")
+    if result.return_value:
+        raise TrainingError(f"run {run}: {result.return_value}")
     draft = store.draft("models", settings.name, version)
-    with result["checkpoint"].as_directory() as folder:
+    with result.checkpoint.as_directory() as folder:
         state = State.load(Path(folder))
     draft.write_tensors("model.safetensors", state.best_weights)
     draft.write_json("history.json", state.history)
@@ -115,11 +115,11 @@ def _claim_run(store: Store, run: str, version: str, settings: Settings) -> None
         )
 
 
-def _run_workers(store: Store, settings: Settings, run: str, dataset: Artifact, vectors: Artifact) -> dict[str, Any]:
+def _run_workers(store: Store, settings: Settings, run: str, dataset: Artifact, vectors: Artifact) -> Any:
     train = settings.train
     cpus = train.cpus_per_worker or cpus_each(train.num_workers)
     trainer = ray.train.torch.TorchTrainer(
-        _worker,
+        _worker,  # type: ignore[arg-type]  # its result is a documented part of Result
         train_loop_config={"settings": settings, "dataset": dataset, "vectors": vectors, "threads": cpus},
         scaling_config=ray.train.ScalingConfig(
             num_workers=train.num_workers, use_gpu=train.use_gpu, resources_per_worker={"CPU": cpus}
@@ -139,11 +139,14 @@ def _run_workers(store: Store, settings: Settings, run: str, dataset: Artifact, 
         causes = getattr(error, "worker_failures", {}) or {0: error}
         cause = next(iter(causes.values()))
         raise TrainingError(f"run {run}: {cause}; start it again to go on from its last checkpoint") from error
-    return {"checkpoint": result.checkpoint, "error": (result.metrics or {}).get("error", "")}
+    return result
 
 
-def _worker(config: dict[str, Any]) -> None:
-    """Train in one Ray Train worker: load, resume, report a checkpoint whenever one is due."""
+def _worker(config: dict[str, Any]) -> str:
+    """Train in one Ray Train worker: load, resume, report a checkpoint whenever one is due; return why it cannot end.
+
+    A loss that is not finite is returned, not raised: the same steps would only give it again, whatever the retries.
+    """
     settings: Settings = config["settings"]
     torch.set_num_threads(config["threads"])
     show_progress()
@@ -165,7 +168,8 @@ def _worker(config: dict[str, Any]) -> None:
         for due in training.run():
             _report(training, due=due)
     except NonFiniteLossError as error:
-        ray.train.report({"error": str(error)})
+        return str(error)
+    return ""
 
 
 def _report(training: Training, *, due: bool) -> None:

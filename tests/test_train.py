@@ -59,7 +59,7 @@ def make_inputs(storage: Path, settings: Settings) -> tuple[Store, Artifact, Art
     store = Store(str(storage))
     dataset = prepare(store, settings)
     vectors = random.normal(size=(ITEMS, WIDTH)).astype(np.float16)
-    vectors[:, 0] += np.where(np.arange(ITEMS) % 2, 4, -4)
+    vectors[:, 0] += np.where(np.arange(ITEMS) % 2, 0.5, -0.5)
     draft = store.draft("vectors", "board", "by-hand")
     draft.write_table("items.parquet", pa.table({"item_id": [f"i{i}" for i in range(ITEMS)], "row": range(ITEMS)}))
     column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), WIDTH)
@@ -78,12 +78,14 @@ def build(inputs: tuple[Store, Artifact, Artifact], settings: Settings, part: Pa
 
 
 def test_it_learns_the_checkerboard(inputs: tuple[Store, Artifact, Artifact], tmp_path: Path) -> None:
-    training = build(inputs, make_settings(tmp_path, max_epochs=2, learning_rate=0.002))
+    settings = make_settings(tmp_path, max_epochs=3)
+    no_layers = settings.model.model_copy(update={"num_layers": 0})  # propagation alone would tell the halves apart
+    training = build(inputs, settings.model_copy(update={"model": no_layers}))
     untrained = _share_of_own_half(inputs, training)
-    assert list(training.run()) == [True, True]
-    # Chance is one half. Titles carry the parity, so two epochs suffice; many more would learn the 275 pairs by heart.
-    assert untrained < 0.75
-    assert _share_of_own_half(inputs, training) > 0.95
+    assert list(training.run()) == [True, True, True]
+    # Chance is one half; titles hint at the parity under noise twice as large; 275 train pairs show what to look for.
+    assert untrained < 0.65
+    assert _share_of_own_half(inputs, training) > 0.85
 
 
 def _share_of_own_half(inputs: tuple[Store, Artifact, Artifact], training: Training) -> float:

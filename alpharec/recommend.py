@@ -34,7 +34,7 @@ from alpharec.encoders import fingerprint
 from alpharec.graph import InteractionGraph
 from alpharec.model import AlphaRec, Objective, TextFeatures
 from alpharec.ranking import Lists, rank
-from alpharec.train import build_graph, build_model
+from alpharec.train import build_graph, load_model
 
 logger = logging.getLogger(__name__)
 
@@ -119,7 +119,7 @@ def _write_bundle(
     draft: Draft, dataset: Artifact, vectors: Artifact, model: Artifact, evaluation: Artifact
 ) -> Artifact:
     data, weights = load_dataset(dataset), model.read_tensors("model.safetensors")
-    network, objective = _load_model(model.settings, weights)
+    network, objective = load_model(model.settings, weights)
     item_IT = torch.from_numpy(load_vectors(vectors)).float()
     user_UD, item_ID, context_ID = represent_trained(data, item_IT, network, objective)
     summary = {
@@ -141,14 +141,6 @@ def _write_bundle(
     report = dataset.read_json("report.json")
     draft.write_bytes("MODEL_CARD.md", model_card(draft, model.settings, report, summary, metrics, inputs).encode())
     return draft.commit(settings=model.settings, inputs=inputs, summary=summary)
-
-
-def _load_model(settings: Mapping[str, Any], weights: Mapping[str, Tensor]) -> tuple[AlphaRec, Objective]:
-    """Return a trained model by the settings it was trained with."""
-    trained = Settings.model_validate(settings)
-    network = build_model(trained, weights["first.weight"].shape[1])
-    network.load_state_dict(weights)
-    return network, Objective(trained.train.loss, trained.train.temperature)
 
 
 @torch.no_grad()
@@ -357,7 +349,7 @@ def _represent_newcomers(
         _check_encoder(settings, bundle)
         new_ids, titles = read_new_items(given["new_items"], item_ids)
     lists = read_user_lists(given["users"], pa.concat_arrays([item_ids, new_ids])) if "users" in given else None
-    network, objective = _load_model(bundle.read_json("settings.json"), bundle.read_tensors("projector.safetensors"))
+    network, objective = load_model(bundle.read_json("settings.json"), bundle.read_tensors("projector.safetensors"))
     draft = store.draft("newcomers", settings.name, version)
     new_IT = _embed_titles(store, settings, new_ids, titles, width=network.first.in_features)
     new_ID = objective.scale(represent_items(network, new_IT.float()))

@@ -10,7 +10,7 @@ import logging
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -395,12 +395,9 @@ def measure(
 @torch.no_grad()
 def represent(dataset: Dataset, item_IT: Tensor, model: Artifact) -> tuple[Tensor, Tensor]:
     """Return a trained model's representations, whose dot products are scores. Shapes: -> [U, D], [I, D]."""
-    trained = Settings.model_validate(model.settings)
-    network = build_model(trained, item_IT.shape[1])
-    network.load_state_dict(model.read_tensors("model.safetensors"))
+    network, objective = load_model(model.settings, model.read_tensors("model.safetensors"))
     graph = build_graph(dataset)
     user_UD, item_ID = network.represent(graph, TextFeatures.build(item_IT, graph))
-    objective = Objective(trained.train.loss, trained.train.temperature)
     return objective.scale(user_UD), objective.scale(item_ID)
 
 
@@ -432,6 +429,14 @@ def build_model(settings: Settings, text_width: int) -> AlphaRec:
         num_layers=model.num_layers,
         seed=settings.seed,
     )
+
+
+def load_model(settings: Mapping[str, Any], weights: Mapping[str, Tensor]) -> tuple[AlphaRec, Objective]:
+    """Return a trained model by the settings it was trained with."""
+    trained = Settings.model_validate(settings)
+    network = build_model(trained, weights["first.weight"].shape[1])
+    network.load_state_dict(weights)
+    return network, Objective(trained.train.loss, trained.train.temperature)
 
 
 def truth_and_seen(

@@ -18,10 +18,11 @@ import importlib.metadata
 import json
 import os
 import platform
+import threading
 import time
 import traceback
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -35,6 +36,9 @@ from fsspec.implementations.local import LocalFileSystem
 
 MANIFEST = "manifest.json"
 LATEST = "LATEST"
+TRIES = 5
+CHUNK_BYTES = 1 << 24
+ANY = "*"
 REFUSALS = ("PreconditionFailed", "ConditionalRequestConflict")
 
 
@@ -115,6 +119,9 @@ class Store:
             answer = getattr(error.__cause__, "response", {}).get("Error", {}).get("Code", "")
             if not isinstance(error, FileExistsError) and answer not in REFUSALS:
                 raise
+            # A request that succeeded before its answer was lost is sent again, and then refused.
+            if not self.is_local and self.fs.cat_file(path) == data:
+                return
             raise ArtifactError(f"{self.uri(*parts)}: exists already; another run committed it first") from None
 
     def _write_beside(self, path: str, data: bytes) -> str:
@@ -144,8 +151,8 @@ class Store:
             raise ArtifactError(f"{self.uri(kind, name)}: no published version (got LATEST = {version or 'none'})")
         return found
 
-    def move_latest(self, kind: str, name: str, version: str) -> None:
-        """Point LATEST at ``version`` by compare-and-swap.
+    def move_latest(self, kind: str, name: str, version: str, *, after: str | None = ANY) -> None:
+        """Point LATEST at ``version`` by compare-and-swap, and only if it names ``after`` (None: nothing) where given.
 
         Raises:
             ArtifactError: somebody else moved it in between.
@@ -153,45 +160,188 @@ class Store:
         if self.find(kind, name, version) is None:
             raise ArtifactError(f"{self.uri(kind, name, version)}: not committed; LATEST stays")
         before = self._pointer(kind, name)
-        if before == version:
-            return
+        if after is not ANY and before not in (after, version):
+            place = self.uri(kind, name, LATEST)
+            raise ArtifactError(f"{place}: moved by another run meanwhile (got {before}, expected {after}); run again")
         if before is None:
             self.create(version.encode(), kind, name, LATEST)
-        elif self.is_local:
-            self._swap_local(self.at(kind, name, LATEST), before, version)
-        else:
-            self._swap_remote(self.at(kind, name, LATEST), before, version)
+        elif before != version:
+            self.swap(before.encode(), version.encode(), kind, name, LATEST)
 
     def _pointer(self, kind: str, name: str) -> str | None:
         return self.read(kind, name, LATEST).decode() if self.exists(kind, name, LATEST) else None
 
-    def _swap_local(self, path: str, before: str, after: str) -> None:
+    def swap(self, before: bytes, after: bytes, *parts: str) -> None:
+        """Replace an object's content by compare-and-swap; of several writers exactly one succeeds.
+
+        Raises:
+            ArtifactError: the content is not ``before`` any more.
+        """
+        path = self.at(*parts)
+        if self.is_local:
+            self._swap_local(path, before, after)
+        else:
+            self._swap_remote(path, before, after)
+
+    def _swap_local(self, path: str, before: bytes, after: bytes) -> None:
         import fcntl
 
         with open(f"{path}.lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            with open(path) as file:
-                found = file.read()
-            self._expect(path, before, found)
-            os.replace(self._write_beside(path, after.encode()), path)
+            self._expect(path, before, self.fs.cat_file(path))
+            os.replace(self._write_beside(path, after), path)
 
-    def _swap_remote(self, path: str, before: str, after: str) -> None:
+    def _swap_remote(self, path: str, before: bytes, after: bytes) -> None:
         etag = self.fs.info(path, refresh=True).get("ETag")
-        self._expect(path, before, self.fs.cat_file(path).decode())
+        self._expect(path, before, self.fs.cat_file(path))
         if etag is None:
-            raise ArtifactError(f"{path}: this storage has no ETags, so LATEST cannot be moved; use S3 or a folder")
+            raise ArtifactError(f"{path}: this storage has no ETags, so it cannot be swapped; use S3 or a folder")
         try:
-            self.fs.pipe_file(path, after.encode(), IfMatch=etag)
+            self.fs.pipe_file(path, after, IfMatch=etag)
         except OSError as error:
+            if self.fs.cat_file(path) == after:  # as in ``create``: only the answer was lost
+                return
             raise ArtifactError(f"{path}: moved by another run meanwhile; run again ({error})") from error
 
-    def _expect(self, path: str, before: str, found: str) -> None:
+    def _expect(self, path: str, before: bytes, found: bytes) -> None:
         if found != before:
-            raise ArtifactError(f"{path}: moved by another run meanwhile (got {found}, expected {before}); run again")
+            got, expected = (content[:80].decode(errors="replace") for content in (found, before))
+            raise ArtifactError(f"{path}: moved by another run meanwhile (got {got}, expected {expected}); run again")
+
+    def remove(self, *parts: str) -> None:
+        """Remove an object, or nothing where there is none."""
+        with contextlib.suppress(FileNotFoundError):
+            self.fs.rm_file(self.at(*parts))
+
+    def files(self, *parts: str) -> dict[str, float]:
+        """List the files of a folder: name -> time of its last change, seconds since 1970; {} where it is missing.
+
+        For resuming and clearing up only, as ``folders`` is: readers go by manifests.
+        """
+        return {_base_name(entry): _modified(entry) for entry in self._list(*parts) if entry["type"] == "file"}
+
+    def folders(self, *parts: str) -> list[str]:
+        """List the folders in a folder."""
+        return sorted(_base_name(entry) for entry in self._list(*parts) if entry["type"] == "directory")
+
+    def _list(self, *parts: str) -> list[dict[str, Any]]:
+        self.fs.invalidate_cache()
+        try:
+            return cast(list[dict[str, Any]], self.fs.ls(self.at(*parts), detail=True))
+        except FileNotFoundError:
+            return []
+
+    @contextlib.contextmanager
+    def lease(self, *parts: str, seconds: float) -> Iterator[Lease]:
+        """Hold the object at ``parts`` while the block runs, so that of two runs the second leaves early.
+
+        A holder that dies leaves its lease to run out; one that died on this machine loses it at once. A lease only
+        saves work: what two runs must not both do, they do by ``create`` or ``swap``.
+
+        Raises:
+            ArtifactError: another run holds it.
+        """
+        held = Lease(self, parts, seconds)
+        held.take()
+        try:
+            yield held
+        finally:
+            held.release()
 
     def draft(self, kind: str, name: str, version: str) -> Draft:
         """Start a version; nobody sees it before ``commit``."""
         return Draft(self, kind, name, version)
+
+
+class Lease:
+    """A claim on a name in a store with a time limit, renewed from a thread until it is released."""
+
+    def __init__(self, store: Store, parts: tuple[str, ...], seconds: float) -> None:
+        self.store, self.parts, self.seconds = store, parts, seconds
+        self.owner = {"owner": uuid.uuid4().hex, "host": platform.node(), "pid": os.getpid()}
+        self.lost = ""
+        self._stop = threading.Event()
+        self._renewer = threading.Thread(target=self._renew, daemon=True)
+
+    def take(self) -> None:
+        """Take the lease, also over from a holder that is gone."""
+        self._content = self._new()
+        for _ in range(TRIES):
+            with contextlib.suppress(ArtifactError):
+                self.store.create(self._content, *self.parts)
+                break
+            try:
+                found = self.store.read(*self.parts)
+            except ArtifactError:
+                continue  # released in between
+            holder = json.loads(found)
+            left = holder["expires"] - time.time()
+            if left > 0 and not _gone(holder):
+                raise ArtifactError(
+                    f"{self.store.uri(*self.parts)}: another run works on this since {holder['taken']} (host "
+                    f"{holder['host']}, process {holder['pid']}); wait for it, or, if it is dead, {left:.0f} s for its "
+                    "lease to run out"
+                )
+            self.store.swap(found, self._content, *self.parts)
+            break
+        else:
+            raise ArtifactError(f"{self.store.uri(*self.parts)}: taken and released too fast to follow; run again")
+        self._renewer.start()
+
+    def check(self) -> None:
+        """Make sure that nobody took the lease over.
+
+        Raises:
+            ArtifactError: somebody did.
+        """
+        if self.lost:
+            raise ArtifactError(f"{self.store.uri(*self.parts)}: lost to another run ({self.lost}); run again")
+
+    def release(self) -> None:
+        """Give the lease back; an object that is not ours any more stays."""
+        self._stop.set()
+        self._renewer.join()
+        with contextlib.suppress(ArtifactError, OSError):
+            if self.store.read(*self.parts) == self._content:
+                self.store.remove(*self.parts)
+
+    def _new(self) -> bytes:
+        self.owner.setdefault("taken", now())
+        return json.dumps(self.owner | {"expires": time.time() + self.seconds}).encode()
+
+    def _renew(self) -> None:
+        while not self._stop.wait(self.seconds / 3):
+            content = self._new()
+            try:
+                self.store.swap(self._content, content, *self.parts)
+                self._content = content
+            except ArtifactError as error:
+                self.lost = str(error)
+                return
+            except OSError:
+                continue  # the store is slow or away: tried again before the lease runs out
+
+
+def _base_name(entry: Mapping[str, Any]) -> str:
+    return cast(str, entry["name"]).rstrip("/").rsplit("/", 1)[-1]
+
+
+def _modified(entry: Mapping[str, Any]) -> float:
+    when = entry.get("mtime") or entry.get("LastModified") or 0.0
+    return float(when.timestamp() if hasattr(when, "timestamp") else when)
+
+
+def _gone(holder: Mapping[str, Any]) -> bool:
+    """Return whether a holder was a process of this machine that has ended."""
+    if holder["host"] != platform.node():
+        return False
+    try:
+        os.kill(int(holder["pid"]), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False
 
 
 @dataclass
@@ -204,20 +354,33 @@ class Draft:
     version: str
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
 
-    def write_table(self, file: str, table: pa.Table, row_group_size: int | None = None) -> None:
-        """Add a Parquet file. Vectors are stored plain: dictionaries and compression only slow them down."""
+    def write_table(self, file: str, table: pa.Table) -> None:
+        """Add a Parquet file."""
         sink = pa.BufferOutputStream()
-        vectors = [column.name for column in table.schema if pa.types.is_fixed_size_list(column.type)]
-        others = [column.name for column in table.schema if column.name not in vectors]
-        pq.write_table(
-            table,
-            sink,
-            row_group_size=row_group_size,
-            use_dictionary=others or False,
-            compression=dict.fromkeys(others, "zstd") | {f"{name}.list.element": "none" for name in vectors},
-        )
+        with _parquet_writer(sink, table.schema) as writer:
+            writer.write_table(table)
         schema = {column.name: str(column.type) for column in table.schema}
         self.write_bytes(file, sink.getvalue().to_pybytes(), rows=table.num_rows, schema=schema)
+
+    @contextlib.contextmanager
+    def stream_table(self, file: str, schema: pa.Schema) -> Iterator[Callable[[pa.Table], None]]:
+        """Add a Parquet file too large for the memory: yields what writes a table, each as one row group."""
+        unique, rows = f"{uuid.uuid4().hex[:12]}-{file}", 0
+        path = self.store.at(self.kind, self.name, self.version, unique)
+        if self.store.is_local:
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+        with self.store.fs.open(path, "wb") as raw:
+            sink = _Digesting(raw)
+            with _parquet_writer(pa.PythonFile(sink, mode="w"), schema) as writer:
+
+                def write(table: pa.Table) -> None:
+                    nonlocal rows
+                    rows += table.num_rows
+                    writer.write_table(table, row_group_size=max(1, table.num_rows))
+
+                yield write
+        facts = {"path": unique, "bytes": sink.bytes, "sha256": sink.sha256.hexdigest(), "rows": rows}
+        self.adopt(file, facts | {"schema": {column.name: str(column.type) for column in schema}})
 
     def write_json(self, file: str, value: Any) -> None:
         """Add a JSON file."""
@@ -236,8 +399,13 @@ class Draft:
         self.adopt(file, {"path": unique, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest(), **facts})
 
     def adopt(self, file: str, facts: dict[str, Any]) -> None:
-        """Add a file that a worker wrote into this version's folder."""
+        """Add a file that is written already: into this version's folder, or the one ``facts["folder"]`` names."""
         self.files[file] = facts
+
+    def preview(self) -> Artifact:
+        """Return the draft as an artifact, for its own maker to read."""
+        place = {"kind": self.kind, "name": self.name, "version": self.version}
+        return Artifact(self.store, {**place, "files": self.files})
 
     def commit(
         self, *, settings: Mapping[str, Any], inputs: Mapping[str, str | Artifact], summary: Mapping[str, Any]
@@ -300,25 +468,66 @@ class Artifact:
 
     def location(self, file: str) -> str:
         """Return the path of a file inside the storage filesystem."""
-        return self.store.at(self.kind, self.name, self.version, self._facts(file)["path"])
+        return self.store.at(*self._place(file))
 
-    def read_bytes(self, file: str) -> bytes:
-        """Read a file and check it against its sha256.
+    def _place(self, file: str) -> tuple[str, str, str, str]:
+        facts = self._facts(file)
+        return self.kind, self.name, facts.get("folder", self.version), facts["path"]
+
+    def check(self, file: str) -> None:
+        """Read a file, whatever its size, and compare it with its sha256.
 
         Raises:
             ArtifactError: the file is gone or its content is not what was committed.
         """
-        facts = self._facts(file)
-        data = self.store.read(self.kind, self.name, self.version, facts["path"])
-        if hashlib.sha256(data).hexdigest() != facts["sha256"]:
+        found = hashlib.sha256()
+        try:
+            with self.store.fs.open(self.location(file), "rb") as raw:
+                while data := raw.read(CHUNK_BYTES):
+                    found.update(data)
+        except FileNotFoundError:
+            raise ArtifactError(f"{self.location(file)}: no such object; run the job that writes {self.uri}") from None
+        self._compare(file, found.hexdigest())
+
+    def read_bytes(self, file: str) -> bytes:
+        """Read a file and compare it with its sha256.
+
+        Raises:
+            ArtifactError: the file is gone or its content is not what was committed.
+        """
+        data = self.store.read(*self._place(file))
+        self._compare(file, hashlib.sha256(data).hexdigest())
+        return data
+
+    def _compare(self, file: str, found: str) -> None:
+        if found != self._facts(file)["sha256"]:
             raise ArtifactError(
                 f"{self.location(file)}: damaged: its sha256 is not the committed one; delete {self.uri} and run again"
             )
-        return data
 
     def read_table(self, file: str, columns: list[str] | None = None) -> pa.Table:
         """Read a Parquet file."""
         return pq.read_table(pa.BufferReader(self.read_bytes(file)), columns=columns)
+
+    @contextlib.contextmanager
+    def open_table(self, file: str) -> Iterator[pq.ParquetFile]:
+        """Open a Parquet file to read a part of it, or one too large for the memory; not checked against its sha256.
+
+        Raises:
+            ArtifactError: the file is gone or is not the Parquet file that was committed.
+        """
+        facts = self._facts(file)
+        try:
+            with self.store.fs.open(self.location(file), "rb") as raw:
+                found = pq.ParquetFile(raw)
+                rows = found.metadata.num_rows
+                if rows != facts["rows"]:
+                    raise ArtifactError(f"{self.location(file)}: damaged (got {rows} rows, committed {facts['rows']})")
+                yield found
+        except FileNotFoundError:
+            raise ArtifactError(f"{self.location(file)}: no such object; run the job that writes {self.uri}") from None
+        except pa.ArrowInvalid as error:
+            raise ArtifactError(f"{self.location(file)}: damaged: not the Parquet file committed ({error})") from error
 
     def read_json(self, file: str) -> Any:
         """Read a JSON file."""
@@ -332,6 +541,43 @@ class Artifact:
         if file not in self.files:
             raise ArtifactError(f"{self.uri}: holds no {file} (got {', '.join(sorted(self.files))})")
         return self.files[file]
+
+
+class _Digesting:
+    """A file that counts and digests what is written to it."""
+
+    closed = False
+
+    def __init__(self, file: Any) -> None:
+        self.file, self.bytes, self.sha256 = file, 0, hashlib.sha256()
+
+    def write(self, data: Any) -> int:
+        data = bytes(data)
+        self.bytes += len(data)
+        self.sha256.update(data)
+        self.file.write(data)
+        return len(data)
+
+    def tell(self) -> int:
+        return self.bytes
+
+    def flush(self) -> None:
+        self.file.flush()
+
+    def close(self) -> None:
+        self.closed = True  # the owner of the file closes it
+
+
+def _parquet_writer(sink: Any, schema: pa.Schema) -> pq.ParquetWriter:
+    """Vectors are stored plain: dictionaries and compression only slow them down. So are keys: each is there once."""
+    plain = {
+        column.name: f"{column.name}.list.element" if pa.types.is_fixed_size_list(column.type) else column.name
+        for column in schema
+        if pa.types.is_fixed_size_list(column.type) or pa.types.is_fixed_size_binary(column.type)
+    }
+    others = [column.name for column in schema if column.name not in plain]
+    compression = dict.fromkeys(others, "zstd") | dict.fromkeys(plain.values(), "none")
+    return pq.ParquetWriter(sink, schema, use_dictionary=others or False, compression=compression)
 
 
 def now() -> str:

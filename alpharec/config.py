@@ -135,10 +135,27 @@ class EmbedSettings(Section):
         None, ge=1, description="CPUs (and threads) an actor reserves; unset: the cluster's, shared by the actors"
     )
     num_gpus: float = Field(0.0, ge=0, description="GPUs an actor reserves; a fraction shares one")
-    batch_size: int = Field(256, ge=1, description="texts per forward pass of sentence-transformers")
+    batch_tokens: int = Field(8192, ge=1, description="tokens, padding included, per pass of sentence-transformers")
     engine_options: dict[str, Any] = Field(
         default_factory=dict, description="passed to vllm.LLM as they are, e.g. {tensor_parallel_size = 2}"
     )
+    dry_run: bool = Field(False, description="print what would be embedded and stop; short: --dry-run")
+    yes: bool = Field(False, description="embed whatever share of the items changed; short: --yes")
+    max_change: float = Field(0.5, ge=0, le=1, description="share of items that may differ from the version before")
+    max_quarantined: float = Field(0.01, ge=0, le=1, description="share of items that may end without a vector")
+    max_identical: float = Field(0.2, ge=0, le=1, description="gate: share of texts with the vector of another text")
+    probe_cosine: float = Field(
+        0.999, ge=-1, le=1, description="gate: least cosine of a fixed probe's vectors to the version before"
+    )
+
+
+class VectorsSettings(Section):
+    """Keeping up the versions of title vectors: jobs/vectors.py."""
+
+    version: str = Field("", description="version to verify or export; empty: the one LATEST names")
+    keep: int = Field(3, ge=1, description="gc: newest published versions that stay")
+    grace_hours: float = Field(24.0, ge=0, description="gc: nothing younger goes; longer than any run takes")
+    export: str = Field("vectors.npy", description="export: file to write, .npy, .safetensors or .faiss")
 
 
 class ModelSettings(Section):
@@ -256,6 +273,7 @@ class Settings(BaseSettings):
     data: DataSettings = DataSettings()
     encoder: EncoderSettings = EncoderSettings()
     embed: EmbedSettings = EmbedSettings()
+    vectors: VectorsSettings = VectorsSettings()
     model: ModelSettings = ModelSettings()
     train: TrainSettings = TrainSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
@@ -301,7 +319,7 @@ def load_settings(argv: Sequence[str] | None = None, prog: str | None = None) ->
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     config = _take_config(arguments)
-    arguments = [_kebab(argument) for argument in arguments]
+    arguments = [SHORT.get(argument, _kebab(argument)) for argument in arguments]
     if config is not None and not Path(config).is_file():
         raise SettingsError(f"--config: no such file (got {config}); jobs/configs/ holds examples")
 
@@ -316,6 +334,9 @@ def load_settings(argv: Sequence[str] | None = None, prog: str | None = None) ->
         raise SettingsError(f"the command line: {error} ({error.__cause__}); run with --help") from None
     except ValidationError as error:
         raise SettingsError(_explain(error, config)) from None
+
+
+SHORT = {"--dry-run": "--embed.dry-run", "--yes": "--embed.yes"}
 
 
 def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

@@ -1,19 +1,25 @@
-"""The embedding stage: every distinct title through the encoder once, in shards that Ray Data hands to encoder actors.
+"""The embedding stage: a catalog's new texts through the encoder, in shards that Ray Data hands to encoder actors.
 
-A shard is committed when its record is written; a run that was killed does only the shards without one.
+A run plans before it computes: only texts without a vector in the line reach the model. A shard is complete when its
+record is written; a run that was killed does only the shards without one. One manifest makes the version visible.
 
-Shapes: I items, T text width.
+Shapes: n texts, T text width.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import logging
 import os
+import tempfile
 import time
-from collections.abc import Iterator
-from typing import Any, cast
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,160 +28,469 @@ import pyarrow.parquet as pq
 import ray
 import ray.data
 import torch
+from ray.exceptions import RayActorError
 
-from alpharec.artifacts import Artifact, Draft, Store, digest
+from alpharec.artifacts import LATEST, Artifact, ArtifactError, Draft, Lease, Store, digest
 from alpharec.config import Settings
-from alpharec.encoders import Encoder, EncoderDied, EncoderError, fingerprint, make_encoder
+from alpharec.encoders import Encoder, EncoderDied, EncoderError, RefusedTexts, count_tokens, fingerprint, make_encoder
+from alpharec.runtime import connect, cpus_each
+from alpharec.vectors import (
+    ITEMS,
+    KIND,
+    LEASE,
+    LEASE_S,
+    PROBE,
+    SHARDS,
+    Plan,
+    key_column,
+    line_of,
+    make_plan,
+    read_rows,
+    record_name,
+    shard_digest,
+    shard_file,
+    text_keys,
+)
 
 logger = logging.getLogger(__name__)
 
+PROBE_TEXTS = 64
+SAMPLE = 1024  # texts tokenised to estimate the tokens of all
+DEATHS = 3  # of actors on one shard before the run stops
+WORK = "work.parquet"
 
-def vectors_version(dataset: Artifact, settings: Settings) -> str:
-    """Return the version of the vectors of a catalog under an encoder; splits and shards do not matter to it."""
-    return digest([dataset.files["items.parquet"]["sha256"], fingerprint(settings.encoder)])[:16]
+Record = dict[str, Any]
 
 
-def embed(store: Store, settings: Settings, dataset: Artifact) -> Artifact:
-    """Return the title vectors of a dataset, computing those shards the store does not have.
+class EmbedError(RuntimeError):
+    """A version cannot be embedded or published as asked; the message says what to do."""
 
-    Writes ``items.parquet`` (item_id, row of its vector) and ``vectors-*.parquet`` (fixed-size lists of fp16).
+
+@dataclass(frozen=True)
+class Target:
+    """The version that a catalog has under an encoder; splits and shards do not matter to it."""
+
+    line: str
+    version: str
+    fingerprint: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, catalog: Artifact, settings: Settings) -> Target:
+        encoder = fingerprint(settings.encoder)
+        version = digest([catalog.files[ITEMS]["sha256"], encoder])[:16]
+        return cls(line_of(settings.name, encoder), version, encoder)
+
+
+def embed(store: Store, settings: Settings, catalog: Artifact, *, publish: bool = True) -> Artifact:
+    """Return the title vectors of a catalog, computing those texts that the line has no vector of.
+
+    Holds the line's lease meanwhile and moves its LATEST, unless ``publish`` is off.
 
     Raises:
-        EncoderError: the model cannot be loaded, or gives a vector that is not finite in fp16.
+        EncoderError: the model cannot be loaded, its worker died again and again, or it refuses too many texts.
+        EmbedError: too much of the catalog changed, or the vectors did not pass the gate.
+        ArtifactError: another run works on the line, or a file of the version before is gone or damaged.
     """
-    version = vectors_version(dataset, settings)
-    found = store.find("vectors", settings.name, version)
-    if found is not None:
-        return found
-    items = dataset.read_table("items.parquet")
-    encoded = items["title"].combine_chunks().dictionary_encode()
-    texts, size = encoded.dictionary, settings.embed.shard_size
-    draft = store.draft("vectors", settings.name, version)
-    draft.write_table("items.parquet", pa.table({"item_id": items["item_id"], "row": encoded.indices}))
-    draft.write_table("texts.parquet", pa.table({"text": texts}), row_group_size=size)
-    records = _run_shards(draft, settings, num_texts=len(texts))
-    for record in records:
-        draft.adopt(f"vectors-{record['shard']:05d}.parquet", record["file"])
-    width = records[0]["width"]
+    target = Target.of(catalog, settings)
+    found = store.find(KIND, target.line, target.version)
+    with ExitStack() as stack:
+        lease = stack.enter_context(store.lease(KIND, target.line, LEASE, seconds=LEASE_S)) if publish else None
+        base = _base(store, target.line)
+        if found is None:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="alpharec-plan-")))
+            plan = make_plan(catalog, base, folder)
+            logger.info("%s", format_plan(plan, settings))
+            _guard(plan, settings, publish=publish)
+            found = _build(store, settings, target, plan, lease)
+        if lease:
+            lease.check()
+            store.move_latest(KIND, target.line, target.version, after=base.version if base else None)
+    return found
+
+
+def dry_run(store: Store, settings: Settings, catalog: Artifact) -> str:
+    """Return what ``embed`` would do, in words; nothing is computed or written."""
+    target = Target.of(catalog, settings)
+    if store.find(KIND, target.line, target.version) is not None:
+        return f"embed: nothing to do: {store.uri(KIND, target.line, target.version)} holds this catalog's vectors"
+    with tempfile.TemporaryDirectory(prefix="alpharec-plan-") as folder:
+        return format_plan(make_plan(catalog, _base(store, target.line), Path(folder)), settings)
+
+
+def _base(store: Store, line: str) -> Artifact | None:
+    return store.latest(KIND, line) if store.exists(KIND, line, LATEST) else None
+
+
+def format_plan(plan: Plan, settings: Settings) -> str:
+    """Return the plan as lines for a person: how the catalog changed, and what embedding it takes."""
+    counts, before = plan.counts, plan.base
+    was = f"compared with {before.version}" if before else "the first version of its line"
+    lines = [f"embed: {counts.items:,} items, {was}"]
+    kinds = ("unchanged", "new", "changed", "moved", "deleted", "quarantined")
+    lines.append("embed: " + ", ".join(f"{getattr(counts, kind):,} {kind}" for kind in kinds))
+    lines.append(
+        f"embed: {counts.texts:,} distinct texts ({counts.duplicates:,} duplicates), {counts.to_embed:,} to embed"
+    )
+    if counts.to_embed:
+        sample = plan.sample(SAMPLE)
+        tokens = sum(count_tokens(settings.encoder, sample)) / len(sample) * counts.to_embed
+        lines.append(f"embed: about {tokens:,.0f} tokens, {_cost(plan, settings)}")
+    return "\n".join(lines)
+
+
+def _cost(plan: Plan, settings: Settings) -> str:
+    """Say how long embedding takes, going by the version before."""
+    rate = plan.base.summary.get("texts_per_second_and_worker") if plan.base else None
+    if not rate:
+        return "time unknown: no earlier version of the line measured it"
+    seconds = plan.counts.to_embed / rate / settings.embed.num_workers
+    hours = seconds * settings.embed.num_workers * settings.embed.num_gpus / 3600
+    return f"about {seconds:,.0f} s on {settings.embed.num_workers} workers, {hours:.2f} accelerator-hours"
+
+
+def _guard(plan: Plan, settings: Settings, *, publish: bool) -> None:
+    """Stop before too much is paid for, or published, by mistake."""
+    limits, counts = settings.embed, plan.counts
+    if plan.base and publish and not limits.yes:
+        share = counts.changed_share(plan.base.summary["items"])
+        if share > limits.max_change:
+            raise EmbedError(
+                f"{share:.0%} of the items are not as they were in {plan.base.uri} (limit embed.max_change = "
+                f"{limits.max_change:.0%}); look at the counts above and pass --yes if they are right"
+            )
+    if counts.quarantined > limits.max_quarantined * counts.items:
+        raise EmbedError(
+            f"{counts.quarantined:,} of {counts.items:,} items of {plan.catalog.uri} have no usable title "
+            f"(limit embed.max_quarantined = {limits.max_quarantined:.2%}); mend the titles or raise the limit"
+        )
+
+
+# ---------------------------------------------------------------- build a version
+
+
+def _build(store: Store, settings: Settings, target: Target, plan: Plan, lease: Lease | None) -> Artifact:
+    draft = store.draft(KIND, target.line, target.version)
+    base, started = plan.base, time.monotonic()
+    records = dict(_run_shards(draft, settings, plan))
+    spent = _check_shards(records, plan, settings)
+    refused = {
+        (number << 32) | int(row): why for number, record in records.items() for row, why in record["refused"].items()
+    }
+    used, quarantined = plan.write_items(draft, refused)
+    for number in sorted(used):
+        file = shard_file(number)
+        if number in records:
+            draft.adopt(file, records[number]["file"] | {"folder": SHARDS})
+        elif base:
+            draft.adopt(file, base.files[file])
+    if not used:
+        raise EmbedError(f"{plan.catalog.uri}: no item has a vector; its titles cannot be embedded")
+    _check_places(draft, plan)
+    _keep_probe(draft, plan)
+    if lease:
+        lease.check()
+    width = records[min(records)]["width"] if records else base.summary["width"] if base else 0
     return draft.commit(
         settings=settings.model_dump(mode="json", include={"name", "encoder"}),
-        inputs={"dataset": dataset},
+        inputs={"catalog": plan.catalog} | ({"base": base} if base else {}),
         summary={
-            "items": len(items),
-            "texts": len(texts),
+            "items": plan.counts.items,
+            "texts": plan.counts.texts,
             "width": width,
-            "shards": len(records),
-            "fingerprint": fingerprint(settings.encoder),
+            "shards": len(used),
+            "quarantined": quarantined,
+            "plan": dataclasses.asdict(plan.counts),
+            "published": lease is not None,
+            "seconds": round(time.monotonic() - started, 3),
+            **({key: base.summary.get(key) for key in SPENT} if base else {}),
+            **spent,
+            "fingerprint": target.fingerprint,
         },
     )
 
 
-def load_vectors(artifact: Artifact) -> npt.NDArray[np.float16]:
-    """Load the vectors of a version, one row an item. Shapes: -> [I, T], fp16."""
-    rows = artifact.read_table("items.parquet")["row"].to_numpy()
-    shards = sorted(file for file in artifact.files if file.startswith("vectors-"))
-    width = artifact.summary["width"]
-    parts = [artifact.read_table(shard)["vector"].combine_chunks().flatten().to_numpy() for shard in shards]
-    return cast(npt.NDArray[np.float16], np.concatenate(parts).reshape(-1, width)[rows])
+SPENT = ("texts_per_second_and_worker", "tokens_per_second_and_worker")
 
 
-def show_progress() -> None:
-    """Print this library's progress lines; Ray's own only from a warning up."""
-    own = logging.getLogger("alpharec")
-    if not own.handlers:
-        own.addHandler(logging.StreamHandler())
-        own.handlers[0].setFormatter(logging.Formatter("%(message)s"))
-    own.setLevel(logging.INFO)
-    own.propagate = False
-    for chatty in ("ray.data", "ray.train"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
-
-
-def cpus_each(num_actors: int) -> int:
-    """Return the most CPUs that each of ``num_actors`` actors can have on the cluster, none divided over nodes."""
-    nodes = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
-    fits = [cpus for cpus in range(1, max(nodes) + 1) if sum(node // cpus for node in nodes) >= num_actors]
-    return max(fits, default=1)
-
-
-def _run_shards(draft: Draft, settings: Settings, *, num_texts: int) -> list[dict[str, Any]]:
-    size = settings.embed.shard_size
-    num_shards = -(-num_texts // size)
-    records = {shard: record for shard in range(num_shards) if (record := _read_record(draft, size, shard)) is not None}
-    missing = [shard for shard in range(num_shards) if shard not in records]
-    logger.info("embed: %s distinct titles in %s shards, %s already done", num_texts, num_shards, len(records))
+def _run_shards(draft: Draft, settings: Settings, plan: Plan) -> Iterator[tuple[int, Record]]:
+    """Yield the records of all shards of work, first those that an earlier run completed."""
+    size, total = settings.embed.shard_size, plan.counts.to_embed
+    if not total:
+        return
+    complete = set(draft.store.files(KIND, draft.name, SHARDS))
+    work = Draft(draft.store, KIND, draft.name, draft.version)
+    missing: list[dict[str, Any]] = []
+    done = 0
+    with work.stream_table(WORK, pa.schema({"text": pa.string()})) as write:
+        for number, name, texts in plan.shards(size):
+            record = _read_record(draft.store, draft.name, name) if record_name(name) in complete else None
+            if record is not None:
+                done += len(texts)
+                yield number, record
+            else:
+                write(pa.table({"text": texts}))
+                missing.append({"number": number, "group": len(missing), "digest": name})
+    if done:
+        logger.info("embed: %s of %s texts were embedded by an earlier run", f"{done:,}", f"{total:,}")
     if missing:
-        done = min(num_texts, len(records) * size)
-        started, first = time.monotonic(), done
-        for record in _compute(draft, settings, missing):
-            records[record["shard"]] = record
-            done += record["file"]["rows"]
-            rate = (done - first) / (time.monotonic() - started)
-            logger.info(
-                "embed: %s / %s titles, %.0f a second, %.0f s left", done, num_texts, rate, (num_texts - done) / rate
-            )
-    return [records[shard] for shard in range(num_shards)]
+        yield from _compute(work, settings, plan, missing, done)
+    draft.store.remove(KIND, draft.name, draft.version, work.files[WORK]["path"])
 
 
-def _compute(draft: Draft, settings: Settings, shards: list[int]) -> Iterator[dict[str, Any]]:
-    embed = settings.embed
-    ray.data.DataContext.get_current().max_consecutive_actor_init_deaths = 2
-    ray.data.DataContext.get_current().enable_progress_bars = False
-    num_actors = min(embed.num_workers, len(shards))
-    texts = draft.store.at(draft.kind, draft.name, draft.version, draft.files["texts.parquet"]["path"])
-    work = ray.data.from_items([{"shard": shard} for shard in shards], override_num_blocks=len(shards))
-    results = work.map_batches(
-        _ShardEncoder,
-        fn_constructor_args=(draft.store, draft.kind, draft.name, draft.version, texts, settings),
+def _read_record(store: Store, line: str, name: str) -> Record | None:
+    """Return the record of a complete shard whose file is there."""
+    record: Record = json.loads(store.read(KIND, line, SHARDS, record_name(name)))
+    return record if store.exists(KIND, line, SHARDS, record["file"]["path"]) else None
+
+
+def _compute(
+    work: Draft, settings: Settings, plan: Plan, missing: list[dict[str, Any]], done: int
+) -> Iterator[tuple[int, Record]]:
+    connect(settings)
+    chosen, total = settings.embed, plan.counts.to_embed
+    num_actors = min(chosen.num_workers, len(missing))
+    context = ray.data.DataContext.get_current()
+    context.max_consecutive_actor_init_deaths = 2
+    context.enable_progress_bars = False
+    probe = plan.base if plan.base and PROBE in plan.base.files else None
+    most_refused = int(chosen.max_quarantined * plan.counts.items)
+    results = ray.data.from_items(missing, override_num_blocks=len(missing)).map_batches(
+        ShardEncoder,
+        fn_constructor_args=(work.store, work.name, work.version, work.files[WORK]["path"], probe, settings),
+        fn_constructor_kwargs={"most_refused": most_refused},
         batch_size=1,
-        compute=ray.data.ActorPoolStrategy(size=num_actors),
-        num_cpus=embed.num_cpus or cpus_each(num_actors),
-        num_gpus=embed.num_gpus,
+        # Two calls an actor: one reads, tokenises or writes while the other has the engine.
+        compute=ray.data.ActorPoolStrategy(
+            size=num_actors, enable_true_multi_threading=True, max_concurrent_calls_per_actor=2
+        ),
+        num_cpus=chosen.num_cpus or cpus_each(num_actors),
+        num_gpus=chosen.num_gpus,
+        ray_remote_args_fn=lambda: {"max_task_retries": DEATHS},
     )
-    for row in results.iter_rows():
-        if row["error"]:
-            raise EncoderError(row["error"])
-        yield json.loads(row["record"])
+    first, started, refused, tokens, busy = done, time.monotonic(), 0, 0, 0.0
+    try:
+        for row in results.iter_rows():
+            if row["error"]:
+                raise EncoderError(row["error"])
+            record = json.loads(row["record"])
+            yield int(row["number"]), record
+            done, tokens, busy = done + record["file"]["rows"], tokens + record["tokens"], busy + record["seconds"]
+            refused += len(record["refused"])
+            if refused > most_refused:
+                raise EncoderError(_too_many(refused, record["refused"], chosen.max_quarantined))
+            seconds = time.monotonic() - started
+            rate = (done - first) / seconds
+            logger.info(
+                "embed: %s / %s texts, %.0f texts/s, %.0f tokens/s, %.0f s left, encoders %.0f%% busy",
+                f"{done:,}",
+                f"{total:,}",
+                rate,
+                tokens / seconds,
+                (total - done) / rate,
+                100 * min(1.0, busy / seconds / num_actors),
+            )
+    except RayActorError as error:
+        raise EncoderError(
+            f"an encoder's worker died {DEATHS + 1} times on the same shard: too little memory, or a text that kills "
+            f"the engine; its log says which ({str(error).splitlines()[0]}). Finished shards are kept: run again"
+        ) from error
 
 
-def _record_name(size: int, shard: int) -> str:
-    return f"shard-{size}-{shard:05d}.json"
+def _too_many(refused: int, reasons: Mapping[Any, str], share: float) -> str:
+    why = "; ".join(dict.fromkeys(reasons.values()))[:300]
+    return f"{refused} texts cannot be embedded (limit embed.max_quarantined = {share:.2%} of the items): {why}"
 
 
-def _read_record(draft: Draft, size: int, shard: int) -> dict[str, Any] | None:
-    place = (draft.kind, draft.name, draft.version, _record_name(size, shard))
-    return cast(dict[str, Any], json.loads(draft.store.read(*place))) if draft.store.exists(*place) else None
-
-
-class _ShardEncoder:
+class ShardEncoder:
     """An actor with one encoder: reads a shard's texts, writes its vectors, then its record."""
 
-    def __init__(self, store: Store, kind: str, name: str, version: str, texts: str, settings: Settings) -> None:
-        self.store, self.place, self.texts, self.settings = store, (kind, name, version), texts, settings
+    def __init__(
+        self,
+        store: Store,
+        line: str,
+        version: str,
+        work: str,
+        base: Artifact | None,
+        settings: Settings,
+        most_refused: int,
+    ) -> None:
+        self.store, self.line, self.work, self.base = store, line, store.at(KIND, line, version, work), base
+        self.settings, self.most_refused = settings, most_refused
+        self.reported = (0, 0.0)
         torch.set_num_threads(max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1))))
+
+    def __call__(self, batch: dict[str, npt.NDArray[Any]]) -> dict[str, list[Any]]:
+        number, group, name = (batch[key][0] for key in ("number", "group", "digest"))
+        try:
+            record, error = json.dumps(self.encode(int(group), str(name))), ""
+        except EncoderDied:
+            os._exit(1)  # the engine is gone: only a new actor can start another
+        except (EncoderError, ArtifactError) as caught:  # the driver raises it: a message, not an actor's traceback
+            record, error = "", str(caught)
+        return {"number": [number], "record": [record], "error": [error]}
 
     @functools.cached_property
     def encoder(self) -> Encoder:
         return make_encoder(self.settings.encoder, self.settings.embed)
 
-    def __call__(self, batch: dict[str, npt.NDArray[np.int64]]) -> dict[str, list[str]]:
-        try:
-            return {"record": [json.dumps(self._encode(int(batch["shard"][0])))], "error": [""]}
-        except EncoderDied:
-            os._exit(1)  # the engine is gone: only a new actor can start another
-        except EncoderError as error:  # the driver raises it: a person sees the message, not an actor's traceback
-            return {"record": [""], "error": [str(error)]}
+    @functools.cached_property
+    def probe_cosine(self) -> float | None:
+        """The smallest cosine between the probe's vectors and what this actor's engine makes of its texts."""
+        if self.base is None:
+            return None
+        probe = self.base.read_table(PROBE)
+        before = probe["vector"].combine_chunks().flatten().to_numpy().reshape(len(probe), -1).astype(np.float32)
+        return float(cosines(self.encoder.encode(probe["text"].to_pylist()), before).min())
 
-    def _encode(self, shard: int) -> dict[str, Any]:
-        with self.store.fs.open(self.texts, "rb") as file:
-            texts = pq.ParquetFile(file).read_row_group(shard)["text"].to_pylist()
-        vectors = self.encoder.encode(texts).astype(np.float16)
-        if not np.isfinite(vectors).all():
-            text = texts[int(np.argmin(np.isfinite(vectors).all(1)))]
-            raise EncoderError(f"the vector of {text[:60]!r} does not fit fp16; pass --encoder.normalize")
-        draft, width = Draft(self.store, *self.place), vectors.shape[1]
-        column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), width)
-        draft.write_table("vectors.parquet", pa.table({"vector": column}))
-        record = {"shard": shard, "width": width, "file": draft.files["vectors.parquet"]}
-        self.store.write(json.dumps(record).encode(), *self.place, _record_name(self.settings.embed.shard_size, shard))
+    def encode(self, group: int, name: str) -> Record:
+        if self.store.exists(KIND, self.line, SHARDS, record_name(name)):  # by the actor that died after writing it
+            record = _read_record(self.store, self.line, name)
+            if record is not None:
+                return record
+        with self.store.fs.open(self.work, "rb") as file:
+            column = pq.ParquetFile(file).read_row_group(group)["text"].combine_chunks()
+        keys = text_keys(column)
+        if shard_digest(keys) != name:
+            raise ArtifactError(f"{self.work}: row group {group} is not what the plan wrote; run again")
+        vectors, refused = encode_each(self.encoder, column.to_pylist(), most_refused=self.most_refused)
+        there = np.ones(len(vectors), bool)
+        there[list(refused)] = False
+        draft = Draft(self.store, KIND, self.line, SHARDS)
+        table = {"key": key_column(keys, there), "vector": vector_column(vectors)}
+        draft.write_table(f"{name}.parquet", pa.table(table))
+        probe = self.probe_cosine
+        meter, reported = self.encoder.meter, self.reported
+        self.reported = (meter.tokens, meter.seconds)
+        record = {
+            "file": draft.files[f"{name}.parquet"],
+            "width": vectors.shape[1],
+            "refused": refused,
+            "tokens": self.reported[0] - reported[0],
+            "seconds": self.reported[1] - reported[1],
+            "probe_cosine": probe,
+            **quality(vectors[there]),
+        }
+        self.store.write(json.dumps(record).encode(), KIND, self.line, SHARDS, record_name(name))
         return record
+
+
+def vector_column(vectors: npt.NDArray[np.float16]) -> pa.Array:
+    """Return vectors as a column. Shapes: [n, T] fp16."""
+    return pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), vectors.shape[1])
+
+
+def encode_each(
+    encoder: Encoder, texts: Sequence[str], *, most_refused: int
+) -> tuple[npt.NDArray[np.float16], dict[int, str]]:
+    """Return the texts' vectors, zero where the encoder refuses a text, and the refusals, by position, with reasons.
+
+    What an engine does not say is found by halving.
+
+    Shapes: -> [n, T], fp16.
+
+    Raises:
+        EncoderError: more than ``most_refused`` texts are refused.
+    """
+    vectors, refused = np.zeros((len(texts), encoder.width), np.float16), dict[int, str]()
+    waiting: list[npt.NDArray[np.int64]] = [np.arange(len(texts))]
+    while waiting:
+        rows = waiting.pop()
+        try:
+            made = encoder.encode([texts[row] for row in rows.tolist()])
+            with np.errstate(over="ignore"):
+                vectors[rows] = made
+            large = ~np.isfinite(vectors[rows]).all(axis=1)
+            vectors[rows[large]] = 0
+            for row in rows[large].tolist():
+                refused[row] = f"the vector of {texts[row][:60]!r} does not fit fp16; pass --encoder.normalize"
+        except EncoderDied:
+            raise
+        except RefusedTexts as error:
+            refused |= {int(rows[position]): why for position, why in error.reasons.items()}
+            waiting.append(np.delete(rows, list(error.reasons)))
+        except (RuntimeError, ValueError) as error:  # an engine's own words
+            if len(rows) > 1:
+                waiting += np.array_split(rows, 2)
+            else:
+                refused[int(rows[0])] = f"{texts[rows[0]][:60]!r}: {type(error).__name__}: {str(error)[:200]}"
+        if len(refused) > most_refused:
+            raise EncoderError(
+                f"{len(refused)} or more texts cannot be embedded, more than embed.max_quarantined allows: "
+                + "; ".join(list(refused.values())[:3])
+            )
+    return vectors, refused
+
+
+# ---------------------------------------------------------------- gate
+
+
+def cosines(left: npt.NDArray[np.float32], right: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Return the cosine of each pair of rows; -1 where one of them is zero."""
+    norms = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
+    return np.where(norms > 0, (left * right).sum(axis=1) / np.where(norms > 0, norms, 1), -1).astype(np.float32)
+
+
+def quality(vectors: npt.NDArray[np.float16]) -> Record:
+    """Return what the gate looks at: least and largest norm, and vectors with a NaN or equal to another text's."""
+    norms = np.linalg.norm(vectors.astype(np.float32), axis=1)
+    finite = norms[np.isfinite(norms)]
+    return {
+        "norms": [float(finite.min()), float(finite.max())] if len(finite) else None,
+        "not_finite": len(norms) - len(finite),
+        "identical": len(vectors) - len({row.tobytes() for row in vectors}),
+    }
+
+
+def _check_shards(records: Mapping[int, Record], plan: Plan, settings: Settings) -> Record:
+    """Hold the new shards against the gate's limits; return the speed they were made with."""
+    if not records:
+        return {}
+    limits, faults = settings.embed, []
+    made = list(records.values())
+    rows = sum(record["file"]["rows"] for record in made)
+    if rows != plan.counts.to_embed:
+        faults.append(f"{rows} vectors for {plan.counts.to_embed} texts")
+    if broken := sum(record["not_finite"] for record in made):
+        faults.append(f"{broken} vectors are not finite")
+    norms = np.array([record["norms"] for record in made if record["norms"]])
+    if len(norms) and norms.min() == 0:
+        faults.append("some vectors are zero")
+    if settings.encoder.normalize and len(norms) and np.abs(norms - 1).max() > 0.01:
+        faults.append(f"norms from {norms.min():.3f} to {norms.max():.3f}, not 1")
+    identical = sum(record["identical"] for record in made) / max(rows, 1)
+    if identical > limits.max_identical:
+        faults.append(f"{identical:.0%} of the texts have another's vector (limit {limits.max_identical:.0%})")
+    probes = [record["probe_cosine"] for record in made if record["probe_cosine"] is not None]
+    if probes and min(probes) < limits.probe_cosine:
+        faults.append(
+            f"the probe's vectors differ from those of the version before: cosine {min(probes):.4f} "
+            f"(limit {limits.probe_cosine}); the engine or its hardware computes something else now"
+        )
+    if faults:
+        where = plan.catalog.store.uri(KIND, line_of(settings.name, fingerprint(settings.encoder)), SHARDS)
+        raise EmbedError(
+            f"the vectors did not pass the gate, nothing was published: {'; '.join(faults)}. Their records are in "
+            f"{where}: remove those to compute them again, or change the limits embed.max_identical, embed.probe_cosine"
+        )
+    seconds = sum(record["seconds"] for record in made)
+    tokens = sum(record["tokens"] for record in made)
+    return dict(zip(SPENT, (round(rows / seconds, 1), round(tokens / seconds, 1)), strict=True)) if seconds else {}
+
+
+def _check_places(draft: Draft, plan: Plan) -> None:
+    written = draft.files[ITEMS]["rows"]
+    if written != plan.counts.items:
+        raise EmbedError(f"{draft.store.uri(KIND, draft.name, draft.version)}: {written} of {plan.counts.items} items")
+
+
+def _keep_probe(draft: Draft, plan: Plan) -> None:
+    """Refer to the line's probe, or make it of the first items: later engines must reproduce its vectors."""
+    if plan.base and PROBE in plan.base.files:
+        draft.adopt(PROBE, plan.base.files[PROBE])
+        return
+    texts, places = plan.first_texts(PROBE_TEXTS)
+    new = Draft(draft.store, KIND, draft.name, SHARDS)
+    vectors = read_rows(draft.preview(), places)
+    there = np.flatnonzero(vectors.any(axis=1))
+    new.write_table(PROBE, pa.table({"text": [texts[row] for row in there], "vector": vector_column(vectors[there])}))
+    draft.adopt(PROBE, new.files[PROBE] | {"folder": SHARDS})

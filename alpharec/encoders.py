@@ -8,12 +8,16 @@ pass only. ``vllm`` and ``sentence_transformers`` are imported by the encoder th
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
+import itertools
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -48,14 +52,43 @@ class EncoderError(RuntimeError):
     """A model cannot be found or started, or a text has no usable vector."""
 
 
+class RefusedTexts(EncoderError):
+    """Some texts have no usable vector; the others of the call have one when asked for without them."""
+
+    def __init__(self, message: str, reasons: Mapping[int, str]) -> None:
+        super().__init__(message)
+        self.reasons = dict(reasons)  # by position
+
+
 class EncoderDied(EncoderError):
     """The engine is gone for good; only a new process helps."""
 
 
+class Meter:
+    """Lets one call at a time into an engine, and counts the tokens and seconds that it took."""
+
+    def __init__(self) -> None:
+        self.tokens, self.seconds = 0, 0.0
+        self._lock = threading.Lock()
+
+    @contextlib.contextmanager
+    def engine(self, tokens: int) -> Iterator[None]:
+        """Hold the engine for a call over this many tokens."""
+        with self._lock:
+            started = time.monotonic()
+            yield
+            self.tokens += tokens
+            self.seconds += time.monotonic() - started
+
+
 class Encoder(Protocol):
-    """Turns texts into vectors; the same text gives the same vector up to float addition order, whatever its batch."""
+    """Turns texts into vectors; the same text gives the same vector up to float addition order, whatever its batch.
+
+    May be called from several threads: one call's texts are tokenised while another has the engine.
+    """
 
     width: int
+    meter: Meter
 
     def encode(self, texts: Sequence[str]) -> Vectors:
         """Return one vector a text, in the order of the texts; thousands of texts a call is normal.
@@ -64,7 +97,7 @@ class Encoder(Protocol):
             float32 [n, T].
 
         Raises:
-            EncoderError: a text has no token, or its vector is zero or not finite.
+            RefusedTexts: a text has no token, or its vector is zero or not finite.
             EncoderDied: the engine is gone.
         """
         ...
@@ -122,14 +155,15 @@ class HashEncoder:
     """Feature hashing for tests: a text is the sum of a fixed vector of signs a word; shared words bring texts near."""
 
     def __init__(self, settings: EncoderSettings) -> None:
-        self.width = settings.hash_width
+        self.width, self.meter = settings.hash_width, Meter()
         self._settings = settings
 
     def encode(self, texts: Sequence[str]) -> Vectors:
         vectors = np.empty((len(texts), self.width), np.float32)
-        for position, text in enumerate(_prompted(texts, self._settings)):
-            words = re.findall(r"\w+", text.lower()) or [text]
-            vectors[position] = np.sum([self._signs(word) for word in words[: self._settings.max_length]], axis=0)
+        words = _words(texts, self._settings)
+        with self.meter.engine(sum(map(len, words))):
+            for position, found in enumerate(words):
+                vectors[position] = np.sum([self._signs(word) for word in found], axis=0)
         return _finished(vectors, texts, normalize=self._settings.normalize)
 
     def _signs(self, word: str) -> npt.NDArray[np.int32]:
@@ -145,8 +179,8 @@ class SentenceTransformersEncoder:
         from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 
         folder = resolve_model(settings)
-        self._settings = settings
-        self._batch_size = embed.batch_size
+        self._settings, self.meter = settings, Meter()
+        self._batch_tokens = embed.batch_tokens
         self._tokens = _Tokens(folder, settings)
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         options = {"dtype": getattr(torch, settings.dtype), "use_safetensors": True, "trust_remote_code": False}
@@ -161,22 +195,24 @@ class SentenceTransformersEncoder:
     def encode(self, texts: Sequence[str]) -> Vectors:
         tokens = self._tokens(texts)
         vectors = np.empty((len(texts), self.width), np.float32)
+        lengths = np.array([len(ids) for ids in tokens], np.int64)
         # Longest first: padding is small, and a batch too big for the memory fails at once.
-        order = np.argsort([-len(ids) for ids in tokens], kind="stable")
-        for start in range(0, len(order), self._batch_size):
-            batch = order[start : start + self._batch_size]
-            vectors[batch] = self._forward([tokens[position] for position in batch])
+        order = np.argsort(-lengths, kind="stable")
+        with self.meter.engine(int(lengths.sum())):
+            while len(order):
+                size = max(1, self._batch_tokens // int(lengths[order[0]]))
+                batch, order = order[:size], order[size:]
+                vectors[batch] = self._forward([tokens[position] for position in batch])
         return _finished(vectors, texts, normalize=self._settings.normalize)
 
     def _forward(self, tokens: Sequence[Sequence[int]]) -> Vectors:
         import torch
 
         longest = len(tokens[0])
+        lengths = torch.tensor([len(ids) for ids in tokens])
+        mask_nL = (torch.arange(longest) < lengths[:, None]).long()
         ids_nL = torch.full((len(tokens), longest), self._tokens.padding, dtype=torch.long)
-        mask_nL = torch.zeros_like(ids_nL)
-        for row, ids in enumerate(tokens):
-            ids_nL[row, : len(ids)] = torch.tensor(ids)
-            mask_nL[row, : len(ids)] = 1
+        ids_nL[mask_nL.bool()] = torch.from_numpy(np.fromiter(itertools.chain.from_iterable(tokens), np.int64))
         with torch.inference_mode():
             features = {"input_ids": ids_nL.to(self._device), "attention_mask": mask_nL.to(self._device)}
             features = self._transformer(features)
@@ -190,7 +226,7 @@ class VllmEncoder:
 
     def __init__(self, settings: EncoderSettings, embed: EmbedSettings) -> None:
         folder = resolve_model(settings)
-        self._settings = settings
+        self._settings, self.meter = settings, Meter()
         self._tokens = _Tokens(folder, settings)
         self._engine = _start_engine(folder, settings, embed)
         self.width = int(self._engine.model_config.embedding_size)
@@ -204,7 +240,8 @@ class VllmEncoder:
         order = np.argsort([-len(ids) for ids in tokens], kind="stable")
         prompts = [{"prompt_token_ids": tokens[position]} for position in order]
         try:
-            outputs = self._engine.encode(prompts, pooling_task="embed", use_tqdm=False)
+            with self.meter.engine(sum(map(len, tokens))):
+                outputs = self._engine.encode(prompts, pooling_task="embed", use_tqdm=False)
         except EngineDeadError as error:
             raise EncoderDied("vllm: the engine died; its log says why; start a new process") from error
         vectors = np.empty((len(texts), self.width), np.float32)
@@ -229,6 +266,18 @@ class _Tokens:
         self.padding = 0 if padding is None else int(padding)  # masked; a real id matters to RoBERTa's positions only
 
     def __call__(self, texts: Sequence[str]) -> list[list[int]]:
+        """Tokenise, and refuse texts without a token."""
+        tokens = self.ids(texts)
+        empty = [position for position, ids in enumerate(tokens) if not ids]
+        if empty:
+            raise RefusedTexts(
+                f"{len(empty)} of {len(texts)} texts have no token ({_name(texts, empty)}); "
+                "leave them out, or give encoder.prompt some words",
+                dict.fromkeys(empty, "no token"),
+            )
+        return tokens
+
+    def ids(self, texts: Sequence[str]) -> list[list[int]]:
         if not texts:
             return []
         prompted = _prompted(texts, self._settings)
@@ -240,14 +289,7 @@ class _Tokens:
             return_attention_mask=False,
             return_token_type_ids=False,
         )
-        tokens = cast(list[list[int]], encoded["input_ids"])
-        empty = [position for position, ids in enumerate(tokens) if not ids]
-        if empty:
-            raise EncoderError(
-                f"{len(empty)} of {len(texts)} texts have no token ({_name(texts, empty)}); "
-                "leave them out, or give encoder.prompt some words"
-            )
-        return tokens
+        return cast(list[list[int]], encoded["input_ids"])
 
 
 def _start_engine(folder: Path, settings: EncoderSettings, embed: EmbedSettings) -> Any:
@@ -390,6 +432,22 @@ def _read_json(path: Path, default: Any) -> Any:
     return json.loads(path.read_text()) if path.is_file() else default
 
 
+def count_tokens(settings: EncoderSettings, texts: Sequence[str]) -> list[int]:
+    """Return the tokens of each text, special ones included, as the encoder would read it; no engine starts.
+
+    Raises:
+        EncoderError: the model is not there.
+    """
+    if settings.backend == "hash":
+        return [len(words) for words in _words(texts, settings)]
+    return [len(ids) for ids in _Tokens(resolve_model(settings), settings).ids(texts)]
+
+
+def _words(texts: Sequence[str], settings: EncoderSettings) -> list[list[str]]:
+    prompted = _prompted(texts, settings)
+    return [(re.findall(r"\w+", text.lower()) or [text])[: settings.max_length] for text in prompted]
+
+
 def _prompted(texts: Sequence[str], settings: EncoderSettings) -> list[str]:
     return [settings.prompt.replace("{title}", _valid_unicode(text)) for text in texts]
 
@@ -406,9 +464,10 @@ def _finished(vectors: Vectors, texts: Sequence[str], *, normalize: bool) -> Vec
     norms = np.linalg.norm(vectors.astype(np.float64), axis=1)
     broken = np.flatnonzero(~(np.isfinite(norms) & (norms > 0))).tolist()
     if broken:
-        raise EncoderError(
+        raise RefusedTexts(
             f"{len(broken)} of {len(texts)} texts have a vector that is zero or not finite ({_name(texts, broken)}); "
-            "float16 overflows in some models: try encoder.dtype bfloat16 or float32"
+            "float16 overflows in some models: try encoder.dtype bfloat16 or float32",
+            dict.fromkeys(broken, "its vector is zero or not finite"),
         )
     return (vectors / norms[:, None]).astype(np.float32) if normalize else vectors
 

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 import time
 from collections.abc import Callable
-
-import ray
+from pathlib import Path
 
 from alpharec.artifacts import Artifact, ArtifactError, Store, run_record
 from alpharec.catalog import CatalogError, format_report, load_dataset, prepare
 from alpharec.config import Settings, SettingsError, load_settings
-from alpharec.embed import embed, show_progress
-from alpharec.encoders import EncoderError
+from alpharec.embed import EmbedError, dry_run, embed
+from alpharec.encoders import EncoderError, fingerprint
 from alpharec.recommend import RecommendError, publish, recommend
+from alpharec.runtime import show_progress
 from alpharec.train import TrainingError, evaluate_model, fit
+from alpharec.vectors import collect_garbage, export, line_of, verify
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ def _with_bundle(settings: Settings, done: Done) -> Settings:
 
 
 # What a user can cause: shown as one message, without a traceback.
-EXPECTED = (SettingsError, CatalogError, ArtifactError, EncoderError, TrainingError, RecommendError)
+EXPECTED = (SettingsError, CatalogError, ArtifactError, EncoderError, EmbedError, TrainingError, RecommendError)
 
 
 # Which stages a job asks for. Recommending needs a published bundle, not the data it was made from.
@@ -60,8 +60,9 @@ def run_stages(settings: Settings, job: str) -> Done:
     with run_record(store, settings.name, job, settings.model_dump(mode="json")) as record:
         for name in JOBS[job]:
             started = time.monotonic()
-            if name != "prepare":  # so that bad input is told before a cluster starts
-                connect(settings)
+            if name == "embed" and settings.embed.dry_run:
+                logger.info("%s", dry_run(store, settings, done["prepare"]))
+                break
             done[name] = STAGES[name](store, settings, done)
             seconds = time.monotonic() - started
             record["stages"][name] = {
@@ -76,17 +77,6 @@ def run_stages(settings: Settings, job: str) -> Done:
     return done
 
 
-def connect(settings: Settings) -> None:
-    """Join the cluster the job was submitted to or the one the settings name; else start a local one."""
-    if ray.is_initialized():
-        return
-    if settings.ray.address or "RAY_ADDRESS" in os.environ:
-        ray.init(address=settings.ray.address or None)
-    else:
-        # Without "local" Ray may join a stale cluster of this machine. The dashboard tells Train its actors' states.
-        ray.init(address="local", num_cpus=settings.ray.num_cpus, include_dashboard=True, logging_level=logging.WARNING)
-
-
 def main(job: str) -> None:
     """Run a job from the command line and print where its result is; exit 1 with the reason on failure."""
     show_progress()
@@ -98,9 +88,56 @@ def main(job: str) -> None:
         print(format_report(done["prepare"].read_json("report.json")))
     if "evaluate" in done:
         print(format_metrics(done["evaluate"]))
-    if job == "pipeline":
+    if "recommend" in done and "prepare" in done:
         print(format_lists(done["prepare"], done["recommend"]))
     print("\n".join(f"{stage:>10}: {artifact.uri}" for stage, artifact in done.items()))
+
+
+def keep_up() -> None:
+    """Run ``jobs/vectors.py verify | gc | export``: upkeep of the line of title vectors that the settings name."""
+    show_progress()
+    actions = {"verify": _verify, "gc": _collect_garbage, "export": _export}
+    action, arguments = (sys.argv[1] if len(sys.argv) > 1 else "nothing"), sys.argv[2:]
+    if action not in actions:
+        sys.exit(
+            f"vectors: expected {', '.join(actions)} and then settings (got {action}); e.g. vectors.py verify --help"
+        )
+    try:
+        settings = load_settings(arguments, prog=f"jobs/vectors.py {action}")
+        actions[action](Store(settings.storage), settings, line_of(settings.name, fingerprint(settings.encoder)))
+    except EXPECTED as error:
+        sys.exit(f"vectors: {error}")
+
+
+def _chosen_vectors(store: Store, settings: Settings, line: str) -> Artifact:
+    if not settings.vectors.version:
+        return store.latest("vectors", line)
+    found = store.find("vectors", line, settings.vectors.version)
+    if found is None:
+        raise ArtifactError(f"{store.uri('vectors', line, settings.vectors.version)}: no such version")
+    return found
+
+
+def _verify(store: Store, settings: Settings, line: str) -> None:
+    artifact = _chosen_vectors(store, settings, line)
+    problems = verify(artifact)
+    if problems:
+        raise ArtifactError("\n".join([f"{artifact.uri}: {len(problems)} problems", *problems]))
+    print(f"{artifact.uri}: {len(artifact.files)} files as committed, {artifact.summary['items']:,} items")
+
+
+def _collect_garbage(store: Store, settings: Settings, line: str) -> None:
+    chosen = settings.vectors
+    gone = collect_garbage(
+        store, line, keep=chosen.keep, grace_s=chosen.grace_hours * 3600, dry_run=settings.embed.dry_run
+    )
+    print("\n".join([*gone, f"{len(gone)} files {'would go' if settings.embed.dry_run else 'removed'}"]))
+
+
+def _export(store: Store, settings: Settings, line: str) -> None:
+    artifact, path = _chosen_vectors(store, settings, line), Path(settings.vectors.export)
+    export(artifact, path)
+    print(f"{path}: {artifact.summary['items']:,} x {artifact.summary['width']} vectors of {artifact.uri}")
 
 
 def format_metrics(evaluation: Artifact) -> str:

@@ -29,12 +29,14 @@ from torch import Tensor
 from alpharec.artifacts import Artifact, ArtifactError, Draft, Store, digest
 from alpharec.catalog import Dataset, InputFile, Pairs, load_dataset, open_table, read_new_items, read_user_lists
 from alpharec.config import RecommendSettings, Settings
-from alpharec.embed import cpus_each, embed, load_vectors
+from alpharec.embed import embed
 from alpharec.encoders import fingerprint
 from alpharec.graph import InteractionGraph
 from alpharec.model import AlphaRec, Objective, TextFeatures
 from alpharec.ranking import Lists, rank
+from alpharec.runtime import connect, cpus_each
 from alpharec.train import build_graph, load_model
+from alpharec.vectors import load_vectors
 
 logger = logging.getLogger(__name__)
 
@@ -294,6 +296,7 @@ def recommend(store: Store, settings: Settings) -> Artifact:
     users = newcomers if newcomers is not None and "users.parquet" in newcomers.files else bundle
     items = [bundle] if newcomers is None else [bundle, newcomers]
     draft = store.draft("recommendations", settings.name, version)
+    connect(settings)
     num_users = users.summary["users"]
     for part, facts in sorted(_run_parts(draft, chosen, users, items, num_users)):
         draft.adopt(f"part-{part:05d}.parquet", facts)
@@ -404,7 +407,7 @@ def _embed_titles(
         draft = store.draft("catalogs", settings.name, version)
         draft.write_table("items.parquet", pa.table({"item_id": item_ids, "title": titles}))
         catalog = draft.commit(settings={"name": settings.name}, inputs={}, summary={"items": len(titles)})
-    return torch.from_numpy(load_vectors(embed(store, settings, catalog)))
+    return torch.from_numpy(load_vectors(embed(store, settings, catalog, publish=False)))
 
 
 def _title_vectors(store: Store, bundle: Artifact) -> Tensor:

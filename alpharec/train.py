@@ -27,10 +27,11 @@ from torch import Tensor
 from alpharec.artifacts import Artifact, Store, digest
 from alpharec.catalog import Dataset, Pairs, load_dataset
 from alpharec.config import EvaluateSettings, Settings
-from alpharec.embed import cpus_each, load_vectors, show_progress
 from alpharec.graph import InteractionGraph, Part, Sampler
 from alpharec.model import AlphaRec, NonFiniteLossError, Objective, TextFeatures, train_step
 from alpharec.ranking import Evaluation, Lists, evaluate, item_popularity_groups, user_activity_groups
+from alpharec.runtime import connect, cpus_each, show_progress
+from alpharec.vectors import load_vectors
 
 logger = logging.getLogger(__name__)
 
@@ -117,6 +118,7 @@ def _claim_run(store: Store, run: str, version: str, settings: Settings) -> None
 
 def _run_workers(store: Store, settings: Settings, run: str, dataset: Artifact, vectors: Artifact) -> Any:
     train = settings.train
+    connect(settings)
     cpus = train.cpus_per_worker or cpus_each(train.num_workers)
     trainer = ray.train.torch.TorchTrainer(
         _worker,  # type: ignore[arg-type]  # its result is a documented part of Result

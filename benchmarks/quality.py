@@ -13,8 +13,8 @@ from __future__ import annotations
 from common import ROOT, parser, print_result, settings_arguments
 
 from alpharec.config import load_settings
-from alpharec.embed import show_progress
 from alpharec.pipeline import run_stages
+from alpharec.runtime import show_progress
 
 
 def main() -> None:

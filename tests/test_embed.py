@@ -15,7 +15,8 @@ import safetensors.numpy
 
 from alpharec.artifacts import MANIFEST, Artifact, Store
 from alpharec.config import EmbedSettings, Settings
-from alpharec.embed import embed, load_vectors, vectors_version
+from alpharec.embed import Target, embed
+from alpharec.vectors import load_vectors
 from alpharec.encoders import EncoderError, make_encoder
 
 # Ten items, seven distinct titles: shards of three are 3 + 3 + 1.

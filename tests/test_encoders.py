@@ -42,7 +42,7 @@ TITLES = [name + edition for name in NAMES for edition in EDITIONS] + [
 
 
 def encode(texts: list[str], **settings: Any) -> np.ndarray:
-    return make_encoder(EncoderSettings(**settings), EmbedSettings(batch_size=16)).encode(texts)
+    return make_encoder(EncoderSettings(**settings), EmbedSettings(batch_tokens=256)).encode(texts)
 
 
 def encode_in_own_process(texts: list[str], folder: Path, **settings: Any) -> np.ndarray:

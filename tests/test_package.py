@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-ORDER = ["config", "artifacts", "catalog", "encoders", "embed", "graph", "model", "ranking", "train", "recommend"]
-ORDER += ["pipeline"]
+ORDER = ["config", "runtime", "artifacts", "catalog", "encoders", "vectors", "embed", "graph", "model", "ranking"]
+ORDER += ["train", "recommend", "pipeline"]
 MAY_IMPORT = {
-    "ray": {"embed", "train", "recommend", "pipeline"},
+    "ray": {"runtime", "embed", "train", "recommend"},
     "vllm": {"encoders"},
     "sentence_transformers": {"encoders"},
     "pydantic": {"config"},

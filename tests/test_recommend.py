@@ -21,7 +21,7 @@ import torch
 from alpharec.artifacts import Artifact, ArtifactError, Store
 from alpharec.catalog import CatalogError, Dataset, Pairs, load_dataset, open_table, prepare, read_user_lists
 from alpharec.config import Settings
-from alpharec.embed import embed, load_vectors
+from alpharec.embed import embed
 from alpharec.model import Objective
 from alpharec.ranking import Lists
 from alpharec.recommend import (
@@ -35,6 +35,7 @@ from alpharec.recommend import (
     represent_users,
 )
 from alpharec.train import build_graph, build_model, fit, represent
+from alpharec.vectors import load_vectors
 
 NUM_USERS, NUM_ITEMS, K = 24, 20, 5
 COLORS = ("red", "blue")

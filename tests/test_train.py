@@ -19,10 +19,10 @@ import torch
 from alpharec.artifacts import Artifact, Store
 from alpharec.catalog import Dataset, Pairs, load_dataset, prepare
 from alpharec.config import Settings
-from alpharec.embed import load_vectors
 from alpharec.graph import Part
 from alpharec.ranking import evaluate
 from alpharec.train import Training, TrainingError, evaluate_model, fit, popularity, truth_and_seen
+from alpharec.vectors import load_vectors
 
 USERS, ITEMS, WIDTH = 40, 60, 16
 KILL_TIMEOUT_S = 240

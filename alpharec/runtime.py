@@ -1,0 +1,40 @@
+"""What every stage that runs on Ray needs: the cluster, a fair share of its CPUs, and quiet progress lines."""
+
+from __future__ import annotations
+
+import logging
+import os
+
+import ray
+
+from alpharec.config import Settings
+
+
+def connect(settings: Settings) -> None:
+    """Join the cluster the job was submitted to or the one the settings name; else start a local one."""
+    if ray.is_initialized():
+        return
+    if settings.ray.address or "RAY_ADDRESS" in os.environ:
+        ray.init(address=settings.ray.address or None)
+    else:
+        # Without "local" Ray may join a stale cluster of this machine. The dashboard tells Train its actors' states.
+        ray.init(address="local", num_cpus=settings.ray.num_cpus, include_dashboard=True, logging_level=logging.WARNING)
+
+
+def cpus_each(num_actors: int) -> int:
+    """Return the most CPUs that each of ``num_actors`` actors can have on the cluster, none divided over nodes."""
+    nodes = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
+    fits = [cpus for cpus in range(1, max(nodes) + 1) if sum(node // cpus for node in nodes) >= num_actors]
+    return max(fits, default=1)
+
+
+def show_progress() -> None:
+    """Print this library's progress lines; Ray's own only from a warning up."""
+    own = logging.getLogger("alpharec")
+    if not own.handlers:
+        own.addHandler(logging.StreamHandler())
+        own.handlers[0].setFormatter(logging.Formatter("%(message)s"))
+    own.setLevel(logging.INFO)
+    own.propagate = False
+    for chatty in ("ray.data", "ray.train"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)

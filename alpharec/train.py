@@ -70,7 +70,7 @@ def fit(store: Store, settings: Settings, dataset: Artifact, vectors: Artifact) 
     if found is not None:
         return found
     run = settings.train.run or f"{settings.name}-{version}"
-    _claim_run(store, run, version, settings)
+    _claim_run(store, run, version, settings, vectors)
     result = _run_workers(store, settings, run, dataset, vectors)
     if result.return_value:
         raise TrainingError(f"run {run}: {result.return_value}")
@@ -94,21 +94,21 @@ def fit(store: Store, settings: Settings, dataset: Artifact, vectors: Artifact) 
     )
 
 
-def _claim_run(store: Store, run: str, version: str, settings: Settings) -> None:
+def _claim_run(store: Store, run: str, version: str, settings: Settings, vectors: Artifact) -> None:
     """Note what a run's name stands for, or check that it still stands for the same."""
     place = ("training", run, "run.json")
-    decides = settings.model_dump(mode="json", include=DECIDES)
+    decides = settings.model_dump(mode="json", include=DECIDES) | {"encoder": vectors.summary["fingerprint"]}
     if not store.exists(*place):
         store.write(json.dumps({"version": version, "settings": decides}, indent=1).encode(), *place)
         return
     claimed = json.loads(store.read(*place))
     if claimed["version"] != version:
         changed = [
-            f"{section}.{key} was {old} and is {decides[section][key]}"
+            f"{section}.{key} was {old} and is {decides[section].get(key)}"
             for section, values in claimed["settings"].items()
             if isinstance(values, dict)
             for key, old in values.items()
-            if decides[section][key] != old
+            if decides[section].get(key) != old
         ]
         raise TrainingError(
             f"run {run} was started with other inputs ({'; '.join(changed) or 'another seed, dataset or vectors'}); "

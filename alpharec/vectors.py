@@ -6,7 +6,7 @@ immutable and shared by the versions of the line, so a text is computed once and
     vectors/<name>-<fingerprint>/<version>/manifest.json        all files of the version, those in shards/ too
     vectors/<name>-<fingerprint>/<version>/…-items.parquet      item_id, shard, row: where each item's vector is
     vectors/<name>-<fingerprint>/<version>/…-quarantine.parquet item_id, title, reason: items without a vector
-    vectors/<name>-<fingerprint>/shards/…-vectors.parquet       key (of the text), vector: a shard
+    vectors/<name>-<fingerprint>/shards/…-<digest>.parquet      key (of the text), vector: a shard
     vectors/<name>-<fingerprint>/shards/<digest>.json           record of a complete shard, named by its texts
     vectors/<name>-<fingerprint>/shards/…-probe.parquet         text, vector: what a later engine must reproduce
 

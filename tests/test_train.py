@@ -61,10 +61,12 @@ def make_inputs(storage: Path, settings: Settings) -> tuple[Store, Artifact, Art
     vectors = random.normal(size=(ITEMS, WIDTH)).astype(np.float16)
     vectors[:, 0] += np.where(np.arange(ITEMS) % 2, 1, -1)
     draft = store.draft("vectors", "board", "by-hand")
-    draft.write_table("items.parquet", pa.table({"item_id": [f"i{i}" for i in range(ITEMS)], "row": range(ITEMS)}))
+    ids = [f"i{i}" for i in range(ITEMS)]
+    draft.write_table("items.parquet", pa.table({"item_id": ids, "shard": [0] * ITEMS, "row": range(ITEMS)}))
     column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), WIDTH)
     draft.write_table("vectors-00000.parquet", pa.table({"vector": column}))
-    return store, dataset, draft.commit(settings={}, inputs={}, summary={"width": WIDTH, "fingerprint": {}})
+    summary = {"items": ITEMS, "width": WIDTH, "fingerprint": {}}
+    return store, dataset, draft.commit(settings={}, inputs={}, summary=summary)
 
 
 @pytest.fixture

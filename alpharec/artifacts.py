@@ -115,9 +115,7 @@ class Store:
             else:
                 self.fs.pipe_file(path, data, mode="create")
         except OSError as error:
-            # Not every S3 server words its refusal so that s3fs makes it a FileExistsError.
-            answer = getattr(error.__cause__, "response", {}).get("Error", {}).get("Code", "")
-            if not isinstance(error, FileExistsError) and answer not in REFUSALS:
+            if not _refused(error):
                 raise
             # A request that succeeded before its answer was lost is sent again, and then refused.
             if not self.is_local and self.fs.cat_file(path) == data:
@@ -199,6 +197,8 @@ class Store:
         try:
             self.fs.pipe_file(path, after, IfMatch=etag)
         except OSError as error:
+            if not _refused(error):
+                raise
             if self.fs.cat_file(path) == after:  # as in ``create``: only the answer was lost
                 return
             raise ArtifactError(f"{path}: moved by another run meanwhile; run again ({error})") from error
@@ -289,11 +289,13 @@ class Lease:
         self._renewer.start()
 
     def check(self) -> None:
-        """Make sure that nobody took the lease over.
+        """Make sure that nobody took the lease over, or could have.
 
         Raises:
-            ArtifactError: somebody did.
+            ArtifactError: somebody did, or it ran out before it could be renewed.
         """
+        if not self.lost and time.time() >= json.loads(self._content)["expires"]:
+            self.lost = "it could not be renewed in time"
         if self.lost:
             raise ArtifactError(f"{self.store.uri(*self.parts)}: lost to another run ({self.lost}); run again")
 
@@ -315,11 +317,18 @@ class Lease:
             try:
                 self.store.swap(self._content, content, *self.parts)
                 self._content = content
-            except ArtifactError as error:
+            except (ArtifactError, FileNotFoundError) as error:
                 self.lost = str(error)
                 return
             except OSError:
                 continue  # the store is slow or away: tried again before the lease runs out
+
+
+def _refused(error: OSError) -> bool:
+    """Return whether a conditional write failed because its condition did not hold."""
+    # Not every S3 server words its refusal so that s3fs makes it a FileExistsError.
+    answer = getattr(error.__cause__, "response", {}).get("Error", {}).get("Code", "")
+    return isinstance(error, FileExistsError) or answer in REFUSALS
 
 
 def _base_name(entry: Mapping[str, Any]) -> str:

@@ -15,9 +15,10 @@ import logging
 import os
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ import ray
 import ray.data
 import torch
 from ray.exceptions import RayActorError
+from ray.util.annotations import RayDeprecationWarning
 
 from alpharec.artifacts import LATEST, Artifact, ArtifactError, Draft, Lease, Store, digest
 from alpharec.config import Settings
@@ -93,19 +95,33 @@ def embed(store: Store, settings: Settings, catalog: Artifact, *, publish: bool 
     """
     target = Target.of(catalog, settings)
     found = store.find(KIND, target.line, target.version)
+    if found is not None:
+        if publish:
+            _publish_interrupted(store, found)
+        return found
     with ExitStack() as stack:
         lease = stack.enter_context(store.lease(KIND, target.line, LEASE, seconds=LEASE_S)) if publish else None
-        base = _base(store, target.line)
-        if found is None:
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="alpharec-plan-")))
-            plan = make_plan(catalog, base, folder)
-            logger.info("%s", format_plan(plan, settings))
-            _guard(plan, settings, publish=publish)
-            found = _build(store, settings, target, plan, lease)
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="alpharec-plan-")))
+        plan = make_plan(catalog, _base(store, target.line), folder)
+        logger.info("%s", format_plan(plan, settings))
+        _guard(plan, settings, publish=publish)
+        made = _build(store, settings, target, plan, lease)
         if lease:
             lease.check()
-            store.move_latest(KIND, target.line, target.version, after=base.version if base else None)
-    return found
+            _move_latest(store, made)
+        return made
+
+
+def _publish_interrupted(store: Store, found: Artifact) -> None:
+    """Move LATEST to a version whose run was killed after the manifest; an older version is not LATEST again."""
+    base = _base(store, found.name)
+    if found.summary["published"] and found.manifest["inputs"].get("base") == (base.uri if base else None):
+        _move_latest(store, found)
+
+
+def _move_latest(store: Store, made: Artifact) -> None:
+    base = made.manifest["inputs"].get("base")
+    store.move_latest(KIND, made.name, made.version, after=base.rsplit("/", 1)[-1] if base else None)
 
 
 def dry_run(store: Store, settings: Settings, catalog: Artifact) -> str:
@@ -176,6 +192,8 @@ def _build(store: Store, settings: Settings, target: Target, plan: Plan, lease: 
     refused = {
         (number << 32) | int(row): why for number, record in records.items() for row, why in record["refused"].items()
     }
+    if len(refused) > settings.embed.max_quarantined * plan.counts.items:
+        raise EncoderError(_too_many(len(refused), refused, settings.embed.max_quarantined))
     used, quarantined = plan.write_items(draft, refused)
     for number in sorted(used):
         file = shard_file(number)
@@ -254,46 +272,70 @@ def _compute(
     context.enable_progress_bars = False
     probe = plan.base if plan.base and PROBE in plan.base.files else None
     most_refused = int(chosen.max_quarantined * plan.counts.items)
-    results = ray.data.from_items(missing, override_num_blocks=len(missing)).map_batches(
-        ShardEncoder,
-        fn_constructor_args=(work.store, work.name, work.version, work.files[WORK]["path"], probe, settings),
-        fn_constructor_kwargs={"most_refused": most_refused},
-        batch_size=1,
-        # Two calls an actor: one reads, tokenises or writes while the other has the engine.
-        compute=ray.data.ActorPoolStrategy(
-            size=num_actors, enable_true_multi_threading=True, max_concurrent_calls_per_actor=2
-        ),
-        num_cpus=chosen.num_cpus or cpus_each(num_actors),
-        num_gpus=chosen.num_gpus,
-        ray_remote_args_fn=lambda: {"max_task_retries": DEATHS},
-    )
-    first, started, refused, tokens, busy = done, time.monotonic(), 0, 0, 0.0
+    with warnings.catch_warnings():
+        # Ray 2.60 names no other way to bound the retries of a task whose actor dies.
+        warnings.simplefilter("ignore", RayDeprecationWarning)
+        results = ray.data.from_items(missing, override_num_blocks=len(missing)).map_batches(
+            ShardEncoder,
+            fn_constructor_args=(work.store, work.name, work.version, work.files[WORK]["path"], probe, settings),
+            fn_constructor_kwargs={"most_refused": most_refused},
+            batch_size=1,
+            # Two calls an actor: one reads, tokenises or writes while the other has the engine.
+            compute=ray.data.ActorPoolStrategy(
+                size=num_actors, enable_true_multi_threading=True, max_concurrent_calls_per_actor=2
+            ),
+            num_cpus=chosen.num_cpus or cpus_each(num_actors),
+            num_gpus=chosen.num_gpus,
+            ray_remote_args_fn=lambda: {"max_task_retries": DEATHS},
+        )
+    progress, refused = Progress(total, done, num_actors), 0
     try:
         for row in results.iter_rows():
             if row["error"]:
                 raise EncoderError(row["error"])
             record = json.loads(row["record"])
             yield int(row["number"]), record
-            done, tokens, busy = done + record["file"]["rows"], tokens + record["tokens"], busy + record["seconds"]
+            logger.info("embed: %s", progress.add(record))
             refused += len(record["refused"])
             if refused > most_refused:
                 raise EncoderError(_too_many(refused, record["refused"], chosen.max_quarantined))
-            seconds = time.monotonic() - started
-            rate = (done - first) / seconds
-            logger.info(
-                "embed: %s / %s texts, %.0f texts/s, %.0f tokens/s, %.0f s left, encoders %.0f%% busy",
-                f"{done:,}",
-                f"{total:,}",
-                rate,
-                tokens / seconds,
-                (total - done) / rate,
-                100 * min(1.0, busy / seconds / num_actors),
-            )
     except RayActorError as error:
         raise EncoderError(
             f"an encoder's worker died {DEATHS + 1} times on the same shard: too little memory, or a text that kills "
             f"the engine; its log says which ({str(error).splitlines()[0]}). Finished shards are kept: run again"
         ) from error
+
+
+@dataclass
+class Progress:
+    """How far a run is, in words; its rates count from the first finished shard, when the engines have started."""
+
+    total: int
+    done: int
+    num_actors: int
+    texts: int = 0
+    tokens: int = 0
+    busy: float = 0.0
+    started: float = field(default_factory=time.monotonic)
+    steady: float = 0.0
+
+    def add(self, record: Record) -> str:
+        """Count a finished shard and return a line about all of them."""
+        now, rows = time.monotonic(), record["file"]["rows"]
+        self.done += rows
+        far = f"{self.done:,} / {self.total:,} texts"
+        if not self.steady:
+            self.steady = now
+            return f"{far}, the first shard after {now - self.started:.0f} s, engine start included"
+        self.texts, self.tokens, self.busy = (
+            self.texts + rows,
+            self.tokens + record["tokens"],
+            self.busy + record["seconds"],
+        )
+        seconds = max(now - self.steady, 1e-9)
+        rates = f"{self.texts / seconds:,.0f} texts/s, {self.tokens / seconds:,.0f} tokens/s"
+        left = (self.total - self.done) * seconds / self.texts
+        return f"{far}, {rates}, {left:,.0f} s left, encoders {min(1, self.busy / seconds / self.num_actors):.0%} busy"
 
 
 def _too_many(refused: int, reasons: Mapping[Any, str], share: float) -> str:

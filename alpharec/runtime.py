@@ -38,3 +38,4 @@ def show_progress() -> None:
     own.propagate = False
     for chatty in ("ray.data", "ray.train"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # says that its bars are off

@@ -222,7 +222,7 @@ def make_plan(catalog: Artifact, base: Artifact | None, folder: Path) -> Plan:
         place[row[~there]] = NOWHERE
         texts_now.add(_records(TEXT, row[there], *text_keys(batch["title"].filter(pa.array(there))).T))
         if base:
-            items_now.add(_records(ITEM, row[there], _id_hashes(batch["item_id"])[there]))
+            items_now.add(_records(ITEM, row, _id_hashes(batch["item_id"])))
     if base:
         for shard, keys, row in _base_keys(base, shards):
             texts_before.add(_records(TEXT, (shard << 32) | row, *keys.T))
@@ -364,7 +364,7 @@ def _classify(now: _Spill, before: _Spill, place: Int64s) -> tuple[int, int, int
     for bucket in range(len(now.paths)):
         old, items = before.read(bucket).rename({"at": "was"}), now.read(bucket)
         items = items.with_columns(place=pl.Series(place[items["at"].to_numpy()]))
-        both = items.join(old, on="id", how="left")
+        both = items.filter(pl.col("place") != NOWHERE).join(old, on="id", how="left")
         was_there = pl.col("was").is_not_null()
         same = both.filter(was_there & (pl.col("was") == pl.col("place"))).height
         unchanged += same

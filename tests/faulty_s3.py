@@ -7,6 +7,7 @@ forwarded; ``cut`` the whole length promised, half the body sent; ``done_then_re
 from __future__ import annotations
 
 import http.client
+import re
 import socket
 import struct
 import threading
@@ -18,23 +19,27 @@ from urllib.parse import urlsplit
 
 ALWAYS = 1 << 30
 HANG_S = 0.2  # of "timeout": short for the tests' sake; the client sees an answer that never comes
-SLOW_DOWN = b"<?xml version='1.0'?><Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
+SLOW_DOWN = (
+    b"<?xml version='1.0'?><Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
+)
 HOP = ("connection", "keep-alive", "transfer-encoding", "expect")
 
 
 @dataclass
 class Rule:
-    """Do ``fault`` to ``count`` requests of a method whose path holds ``part``, after letting ``skip`` of them pass."""
+    """Let ``skip`` requests of a method by whose path matches ``path``, a pattern, then do ``fault`` to ``count``."""
+
+    # An empty method is any.
 
     method: str
-    part: str
+    path: str
     fault: str
     count: int = 1
     skip: int = 0
     done: int = 0
 
     def takes(self, method: str, path: str) -> bool:
-        if method != self.method or self.part not in path or self.done >= self.count:
+        if self.method not in (method, "") or not re.search(self.path, path) or self.done >= self.count:
             return False
         self.skip -= 1
         return self.skip < 0
@@ -51,9 +56,9 @@ class FaultyS3:
         threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
         self.url = f"http://127.0.0.1:{self._http.server_port}"
 
-    def rule(self, method: str, part: str, fault: str, count: int = 1, skip: int = 0) -> Rule:
+    def rule(self, method: str, path: str, fault: str, count: int = 1, skip: int = 0) -> Rule:
         """Add a rule and return it; its ``done`` counts what was injected."""
-        self.rules.append(Rule(method, part, fault, count, skip))
+        self.rules.append(Rule(method, path, fault, count, skip))
         return self.rules[-1]
 
     def fault_of(self, method: str, path: str) -> str:

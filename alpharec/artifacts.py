@@ -16,6 +16,7 @@ import contextlib
 import hashlib
 import importlib.metadata
 import json
+import logging
 import os
 import platform
 import threading
@@ -38,6 +39,8 @@ MANIFEST = "manifest.json"
 LATEST = "LATEST"
 TRIES = 5
 CHUNK_BYTES = 1 << 24
+logger = logging.getLogger(__name__)
+
 ANY = "*"
 REFUSALS = ("PreconditionFailed", "ConditionalRequestConflict")
 
@@ -85,6 +88,10 @@ class Store:
             return cast(bytes, self.fs.cat_file(self.at(*parts)))
         except FileNotFoundError:
             raise ArtifactError(f"{self.uri(*parts)}: no such object; run the job that writes it") from None
+        except OSError:
+            raise
+        except Exception as error:  # s3fs lets those of botocore and aiohttp through
+            raise ArtifactError(f"{self.uri(*parts)}: cannot be read ({type(error).__name__}: {error})") from error
 
     def exists(self, *parts: str) -> bool:
         self.fs.invalidate_cache()
@@ -303,7 +310,7 @@ class Lease:
         """Give the lease back; an object that is not ours any more stays."""
         self._stop.set()
         self._renewer.join()
-        with contextlib.suppress(ArtifactError, OSError):
+        with contextlib.suppress(Exception):  # a lease that cannot be given back runs out
             if self.store.read(*self.parts) == self._content:
                 self.store.remove(*self.parts)
 
@@ -320,8 +327,8 @@ class Lease:
             except (ArtifactError, FileNotFoundError) as error:
                 self.lost = str(error)
                 return
-            except OSError:
-                continue  # the store is slow or away: tried again before the lease runs out
+            except Exception:  # of botocore and aiohttp too: the store is away; tried again before the lease runs out
+                logger.warning("%s: not renewed, trying again", self.store.uri(*self.parts))
 
 
 def _refused(error: OSError) -> bool:

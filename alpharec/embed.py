@@ -204,7 +204,7 @@ def _build(store: Store, settings: Settings, target: Target, plan: Plan, lease: 
     if not used:
         raise EmbedError(f"{plan.catalog.uri}: no item has a vector; its titles cannot be embedded")
     _check_places(draft, plan)
-    _keep_probe(draft, plan)
+    _keep_probe(draft, plan, used)
     if lease:
         lease.check()
     width = records[min(records)]["width"] if records else base.summary["width"] if base else 0
@@ -525,12 +525,12 @@ def _check_places(draft: Draft, plan: Plan) -> None:
         raise EmbedError(f"{draft.store.uri(KIND, draft.name, draft.version)}: {written} of {plan.counts.items} items")
 
 
-def _keep_probe(draft: Draft, plan: Plan) -> None:
+def _keep_probe(draft: Draft, plan: Plan, used: set[int]) -> None:
     """Refer to the line's probe, or make it of the first items: later engines must reproduce its vectors."""
     if plan.base and PROBE in plan.base.files:
         draft.adopt(PROBE, plan.base.files[PROBE])
         return
-    texts, places = plan.first_texts(PROBE_TEXTS)
+    texts, places = plan.first_texts(PROBE_TEXTS, used)
     new = Draft(draft.store, KIND, draft.name, SHARDS)
     vectors = read_rows(draft.preview(), places)
     there = np.flatnonzero(vectors.any(axis=1))

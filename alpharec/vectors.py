@@ -158,11 +158,11 @@ class Plan:
             seen += len(first)
         return texts
 
-    def first_texts(self, count: int) -> tuple[list[str], Int64s]:
-        """Return texts of the first items that have a vector, and where; valid after ``write_items``."""
+    def first_texts(self, count: int, used: set[int]) -> tuple[list[str], Int64s]:
+        """Return texts of the first items in the ``used`` shards, and where; valid after ``write_items``."""
         for start, batch in _batches(self.catalog, ["title"]):
             place = self.place[start : start + len(batch)]
-            rows = np.flatnonzero(place >= 0)[:count]
+            rows = np.flatnonzero(np.isin(place >> 32, list(used)))[:count]
             if len(rows):
                 return batch["title"].take(pa.array(rows)).to_pylist(), np.array(place[rows])
         return [], np.empty(0, np.int64)

@@ -507,15 +507,8 @@ def test_a_reader_outlives_a_fault(faulty: FaultyS3, s3: str, fault: str) -> Non
     assert at > 3, "manifest, whole table, JSON, table's end"
 
 
-RAW = pytest.mark.xfail(
-    strict=True, reason="s3fs lets errors of botocore and aiohttp through; Store does not turn them"
-)
-
-
 @pytest.mark.usefixtures("impatient")
-@pytest.mark.parametrize(
-    "fault", ["slow_down", *(pytest.param(fault, marks=RAW) for fault in ("reset", "timeout", "cut"))]
-)
+@pytest.mark.parametrize("fault", ["slow_down", "reset", "timeout", "cut"])
 def test_an_object_that_s3_never_gives_is_an_artifact_or_os_error(faulty: FaultyS3, s3: str, fault: str) -> None:
     store = prepared(s3)
     faulty.rule("GET", "object", fault, ALWAYS)
@@ -526,10 +519,7 @@ def test_an_object_that_s3_never_gives_is_an_artifact_or_os_error(faulty: Faulty
 @pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize(
     ("method", "fault"),
-    [
-        pytest.param("HEAD", "reset", marks=pytest.mark.xfail(strict=True, reason="the renewing thread dies of it")),
-        pytest.param("PUT", "slow_down", marks=pytest.mark.xfail(strict=True, reason="taken for another run's move")),
-    ],
+    [("HEAD", "reset"), ("PUT", "slow_down")],
 )
 def test_a_lease_goes_on_when_s3_was_away_for_one_renewal(faulty: FaultyS3, s3: str, method: str, fault: str) -> None:
     store = prepared(s3)

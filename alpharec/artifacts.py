@@ -91,7 +91,7 @@ class Store:
         except OSError:
             raise
         except Exception as error:  # s3fs lets those of botocore and aiohttp through
-            raise ArtifactError(f"{self.uri(*parts)}: cannot be read ({type(error).__name__}: {error})") from error
+            raise OSError(f"{self.uri(*parts)}: cannot be read ({type(error).__name__}: {error})") from error
 
     def exists(self, *parts: str) -> bool:
         self.fs.invalidate_cache()

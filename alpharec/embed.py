@@ -115,7 +115,7 @@ def embed(store: Store, settings: Settings, catalog: Artifact, *, publish: bool 
 def _publish_interrupted(store: Store, found: Artifact) -> None:
     """Move LATEST to a version whose run was killed after the manifest; an older version is not LATEST again."""
     base = _base(store, found.name)
-    if found.summary["published"] and found.manifest["inputs"].get("base") == (base.uri if base else None):
+    if found.manifest["inputs"].get("base") == (base.uri if base else None):
         _move_latest(store, found)
 
 
@@ -381,6 +381,8 @@ class ShardEncoder:
         if self.base is None:
             return None
         probe = self.base.read_table(PROBE)
+        if not len(probe):
+            return None
         before = probe["vector"].combine_chunks().flatten().to_numpy().reshape(len(probe), -1).astype(np.float32)
         return float(cosines(self.encoder.encode(probe["text"].to_pylist()), before).min())
 

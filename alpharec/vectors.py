@@ -17,7 +17,6 @@ Shapes: I items, T text width, n texts.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import time
 from collections.abc import Iterator, Mapping
@@ -33,7 +32,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import safetensors.numpy
 
-from alpharec.artifacts import MANIFEST, Artifact, ArtifactError, Draft, Store, digest
+from alpharec.artifacts import LATEST, MANIFEST, Artifact, ArtifactError, Draft, Store, digest
 
 Int64s = npt.NDArray[np.int64]
 Keys = npt.NDArray[np.uint64]
@@ -491,7 +490,7 @@ def collect_garbage(store: Store, line: str, *, keep: int, grace_s: float, dry_r
             raise ArtifactError(f"{store.uri(KIND, line)}: holds no version; jobs/embed.py writes one")
         versions.sort(key=lambda found: found.manifest["created"], reverse=True)
         kept = [found for found in versions if found.summary["published"]][:keep]
-        with contextlib.suppress(ArtifactError):
+        if store.exists(KIND, line, LATEST):  # one that cannot be read ends this: it must not count as not there
             kept.append(store.latest(KIND, line))
         now = time.time()
         for found in versions:

@@ -577,9 +577,10 @@ def test_a_run_that_lost_s3_half_way_is_made_good_by_the_next(faulty: FaultyS3, 
     requests = len(faulty.requests) - first
     for at in range(0, requests, 5):
         forget_version(store)
-        faulty.rule("", "", "reset", ALWAYS, skip=at)
+        rule = faulty.rule("", "", "reset", ALWAYS, skip=at)
         with contextlib.suppress(ArtifactError, OSError, BotoCoreError):
             run(store)
+        assert rule.done
         faulty.rules.clear()
         for line in store.folders(KIND):
             store.remove(KIND, line, LEASE)

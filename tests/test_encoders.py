@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
 from alpharec.config import EmbedSettings, EncoderSettings
@@ -297,7 +298,11 @@ def test_vllm_equals_transformers_on_a_causal_model(causal_model: Path, tmp_path
 def main(request: str, result: str) -> None:
     given = json.loads(Path(request).read_text())
     np.save(result, encode(given["texts"], **given["settings"]))
-    os._exit(0)  # vLLM's daemon threads now and then abort an interpreter that ends by itself
+    # vLLM's daemon threads now and then abort an interpreter that ends by itself, and its engine outlives one that does
+    # not: it would hold this process's output open.
+    for child in psutil.Process().children(recursive=True):
+        child.kill()
+    os._exit(0)
 
 
 if __name__ == "__main__":

@@ -47,6 +47,7 @@ from alpharec.vectors import (
     key_column,
     line_of,
     make_plan,
+    matrix,
     read_rows,
     record_name,
     shard_digest,
@@ -383,7 +384,7 @@ class ShardEncoder:
         probe = self.base.read_table(PROBE)
         if not len(probe):
             return None
-        before = probe["vector"].combine_chunks().flatten().to_numpy().reshape(len(probe), -1).astype(np.float32)
+        before = matrix(probe, "vector").astype(np.float32)
         return float(cosines(self.encoder.encode(probe["text"].to_pylist()), before).min())
 
     def encode(self, group: int, name: str) -> Record:

@@ -30,6 +30,7 @@ import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import safetensors.numpy
 
 from alpharec.artifacts import LATEST, MANIFEST, Artifact, ArtifactError, Draft, Store, digest
@@ -397,19 +398,22 @@ def iter_vectors(artifact: Artifact) -> Iterator[tuple[Int64s, npt.NDArray[np.fl
     for number, file in shards_of(artifact).items():
         first, last = np.searchsorted(shard, [number, number + 1], sorter=order)
         if first < last:
-            column = artifact.read_table(file, columns=["vector"])["vector"].combine_chunks()
-            matrix = column.flatten().to_numpy().reshape(len(column), -1)
-            yield order[first:last], matrix[row[order[first:last]]]
+            vectors = matrix(artifact.read_table(file, columns=["vector"]), "vector")
+            yield order[first:last], vectors[row[order[first:last]]]
+
+
+def matrix(table: pa.Table, column: str) -> npt.NDArray[Any]:
+    """Return a column of fixed-size lists as an array. Shapes: -> [n, width of the lists]."""
+    return cast(npt.NDArray[Any], table[column].combine_chunks().flatten().to_numpy().reshape(len(table), -1))
 
 
 def read_rows(artifact: Artifact, places: Int64s) -> npt.NDArray[np.float16]:
     """Read the vectors at some places (shard in the upper, row in the lower 32 bits). Shapes: (n,) -> [n, T], fp16."""
     numbers, out = places >> 32, None
     for number in np.unique(numbers).tolist():
-        column = artifact.read_table(shard_file(number), columns=["vector"])["vector"].combine_chunks()
-        matrix = column.flatten().to_numpy().reshape(len(column), -1)
-        out = np.zeros((len(places), matrix.shape[1]), np.float16) if out is None else out
-        out[numbers == number] = matrix[places[numbers == number] & 0xFFFFFFFF]
+        vectors = matrix(artifact.read_table(shard_file(number), columns=["vector"]), "vector")
+        out = np.zeros((len(places), vectors.shape[1]), np.float16) if out is None else out
+        out[numbers == number] = vectors[places[numbers == number] & 0xFFFFFFFF]
     return np.zeros((0, 0), np.float16) if out is None else out
 
 
@@ -441,7 +445,7 @@ def export(artifact: Artifact, path: Path) -> None:
     else:
         raise ArtifactError(f"{path}: cannot export to this (got {path.suffix!r}); use .npy, .safetensors or .faiss")
     beside.replace(path)
-    pa.parquet.write_table(ids, path.with_name(path.name + ".items.parquet"))
+    pq.write_table(ids, path.with_name(path.name + ".items.parquet"))
 
 
 def _import_faiss() -> Any:

@@ -43,6 +43,7 @@ logger = logging.getLogger(__name__)
 
 ANY = "*"
 REFUSALS = ("PreconditionFailed", "ConditionalRequestConflict")
+STORAGE_CLIENTS = ("botocore", "aiobotocore", "aiohttp")  # s3fs lets their errors through; none is an OSError
 
 
 class ArtifactError(RuntimeError):
@@ -85,17 +86,36 @@ class Store:
             ArtifactError: there is no such object.
         """
         try:
-            return cast(bytes, self.fs.cat_file(self.at(*parts)))
+            with self.asking(*parts):
+                return cast(bytes, self.fs.cat_file(self.at(*parts)))
         except FileNotFoundError:
             raise ArtifactError(f"{self.uri(*parts)}: no such object; run the job that writes it") from None
-        except OSError:
-            raise
-        except Exception as error:  # s3fs lets those of botocore and aiohttp through
-            raise OSError(f"{self.uri(*parts)}: cannot be read ({type(error).__name__}: {error})") from error
+
+    @contextlib.contextmanager
+    def asking(self, *parts: str) -> Iterator[None]:
+        """Turn what a storage client raises when the storage does not answer into an OSError that names the object."""
+        try:
+            yield
+        except Exception as error:
+            if type(error).__module__.partition(".")[0] not in STORAGE_CLIENTS:
+                raise
+            raise OSError(
+                f"{self.uri(*parts)}: the storage does not answer ({type(error).__name__}: {error}); what is "
+                "committed is kept: run again when it does"
+            ) from error
 
     def exists(self, *parts: str) -> bool:
-        self.fs.invalidate_cache()
-        return bool(self.fs.exists(self.at(*parts)))
+        with self.asking(*parts):
+            self.fs.invalidate_cache()
+            return bool(self.fs.exists(self.at(*parts)))
+
+    @contextlib.contextmanager
+    def open(self, mode: str, *parts: str) -> Iterator[Any]:
+        """Open an object as a binary stream: ``rb``, or ``wb``, which makes the folders it needs."""
+        if self.is_local and mode == "wb":
+            os.makedirs(os.path.dirname(self.at(*parts)), exist_ok=True)
+        with self.asking(*parts), self.fs.open(self.at(*parts), mode) as raw:
+            yield raw
 
     def write(self, data: bytes, *parts: str) -> None:
         """Write an object whole or not at all, replacing what was there."""
@@ -103,7 +123,8 @@ class Store:
         if self.is_local:
             os.replace(self._write_beside(path, data), path)
         else:
-            self.fs.pipe_file(path, data)
+            with self.asking(*parts):
+                self.fs.pipe_file(path, data)
 
     def create(self, data: bytes, *parts: str) -> None:
         """Write an object that must not exist yet; of several writers exactly one succeeds.
@@ -120,12 +141,13 @@ class Store:
                 finally:
                     os.unlink(beside)
             else:
-                self.fs.pipe_file(path, data, mode="create")
+                with self.asking(*parts):
+                    self.fs.pipe_file(path, data, mode="create")
         except OSError as error:
             if not _refused(error):
                 raise
             # A request that succeeded before its answer was lost is sent again, and then refused.
-            if not self.is_local and self.fs.cat_file(path) == data:
+            if not self.is_local and self.read(*parts) == data:
                 return
             raise ArtifactError(f"{self.uri(*parts)}: exists already; another run committed it first") from None
 
@@ -186,7 +208,8 @@ class Store:
         if self.is_local:
             self._swap_local(path, before, after)
         else:
-            self._swap_remote(path, before, after)
+            with self.asking(*parts):
+                self._swap_remote(path, before, after)
 
     def _swap_local(self, path: str, before: bytes, after: bytes) -> None:
         import fcntl
@@ -217,7 +240,7 @@ class Store:
 
     def remove(self, *parts: str) -> None:
         """Remove an object, or nothing where there is none."""
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError), self.asking(*parts):
             self.fs.rm_file(self.at(*parts))
 
     def files(self, *parts: str) -> dict[str, float]:
@@ -232,9 +255,10 @@ class Store:
         return sorted(_base_name(entry) for entry in self._list(*parts) if entry["type"] == "directory")
 
     def _list(self, *parts: str) -> list[dict[str, Any]]:
-        self.fs.invalidate_cache()
         try:
-            return cast(list[dict[str, Any]], self.fs.ls(self.at(*parts), detail=True))
+            with self.asking(*parts):
+                self.fs.invalidate_cache()
+                return cast(list[dict[str, Any]], self.fs.ls(self.at(*parts), detail=True))
         except FileNotFoundError:
             return []
 
@@ -382,10 +406,7 @@ class Draft:
     def stream_table(self, file: str, schema: pa.Schema) -> Iterator[Callable[[pa.Table], None]]:
         """Add a Parquet file too large for the memory: yields what writes a table, each as one row group."""
         unique, rows = f"{uuid.uuid4().hex[:12]}-{file}", 0
-        path = self.store.at(self.kind, self.name, self.version, unique)
-        if self.store.is_local:
-            os.makedirs(os.path.dirname(path), exist_ok=True)
-        with self.store.fs.open(path, "wb") as raw:
+        with self.store.open("wb", self.kind, self.name, self.version, unique) as raw:
             sink = _Digesting(raw)
             with _parquet_writer(pa.PythonFile(sink, mode="w"), schema) as writer:
 
@@ -498,7 +519,7 @@ class Artifact:
         """
         found = hashlib.sha256()
         try:
-            with self.store.fs.open(self.location(file), "rb") as raw:
+            with self.store.open("rb", *self._place(file)) as raw:
                 while data := raw.read(CHUNK_BYTES):
                     found.update(data)
         except FileNotFoundError:
@@ -534,7 +555,7 @@ class Artifact:
         """
         facts = self._facts(file)
         try:
-            with self.store.fs.open(self.location(file), "rb") as raw:
+            with self.store.open("rb", *self._place(file)) as raw:
                 found = pq.ParquetFile(raw)
                 rows = found.metadata.num_rows
                 if rows != facts["rows"]:

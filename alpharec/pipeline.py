@@ -45,7 +45,16 @@ def _with_bundle(settings: Settings, done: Done) -> Settings:
 
 
 # What a user can cause: shown as one message, without a traceback.
-EXPECTED = (SettingsError, CatalogError, ArtifactError, EncoderError, EmbedError, TrainingError, RecommendError)
+EXPECTED = (
+    SettingsError,
+    CatalogError,
+    ArtifactError,
+    EncoderError,
+    EmbedError,
+    TrainingError,
+    RecommendError,
+    OSError,
+)
 
 
 # Which stages a job asks for. Recommending needs a published bundle, not the data it was made from.

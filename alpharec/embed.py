@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import tempfile
+import threading
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,7 +35,16 @@ from ray.util.annotations import RayDeprecationWarning
 
 from alpharec.artifacts import LATEST, Artifact, ArtifactError, Draft, Lease, Store, digest
 from alpharec.config import Settings
-from alpharec.encoders import Encoder, EncoderDied, EncoderError, RefusedTexts, count_tokens, fingerprint, make_encoder
+from alpharec.encoders import (
+    Encoder,
+    EncoderDied,
+    EncoderError,
+    RefusedTexts,
+    Tokens,
+    count_tokens,
+    fingerprint,
+    make_encoder,
+)
 from alpharec.runtime import connect, cpus_each
 from alpharec.vectors import (
     ITEMS,
@@ -95,13 +105,12 @@ def embed(store: Store, settings: Settings, catalog: Artifact, *, publish: bool 
         ArtifactError: another run works on the line, or a file of the version before is gone or damaged.
     """
     target = Target.of(catalog, settings)
-    found = store.find(KIND, target.line, target.version)
-    if found is not None:
-        if publish:
-            _publish_interrupted(store, found)
+    if found := _find(store, target, publish=publish):
         return found
     with ExitStack() as stack:
         lease = stack.enter_context(store.lease(KIND, target.line, LEASE, seconds=LEASE_S)) if publish else None
+        if found := _find(store, target, publish=publish):  # made by the run that gave the lease back just now
+            return found
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="alpharec-plan-")))
         plan = make_plan(catalog, _base(store, target.line), folder)
         logger.info("%s", format_plan(plan, settings))
@@ -113,11 +122,20 @@ def embed(store: Store, settings: Settings, catalog: Artifact, *, publish: bool 
         return made
 
 
+def _find(store: Store, target: Target, *, publish: bool) -> Artifact | None:
+    found = store.find(KIND, target.line, target.version)
+    if found is not None and publish:
+        _publish_interrupted(store, found)
+    return found
+
+
 def _publish_interrupted(store: Store, found: Artifact) -> None:
     """Move LATEST to a version whose run was killed after the manifest; an older version is not LATEST again."""
     base = _base(store, found.name)
     if found.manifest["inputs"].get("base") == (base.uri if base else None):
         _move_latest(store, found)
+    elif base and base.version != found.version:
+        logger.info("embed: %s holds this catalog's vectors already; LATEST stays at %s", found.uri, base.version)
 
 
 def _move_latest(store: Store, made: Artifact) -> None:
@@ -281,7 +299,7 @@ def _compute(
             fn_constructor_args=(work.store, work.name, work.version, work.files[WORK]["path"], probe, settings),
             fn_constructor_kwargs={"most_refused": most_refused},
             batch_size=1,
-            # Two calls an actor: one reads, tokenises or writes while the other has the engine.
+            # Two calls an actor: one reads and tokenises while the other has the engine.
             compute=ray.data.ActorPoolStrategy(
                 size=num_actors, enable_true_multi_threading=True, max_concurrent_calls_per_actor=2
             ),
@@ -357,9 +375,10 @@ class ShardEncoder:
         settings: Settings,
         most_refused: int,
     ) -> None:
-        self.store, self.line, self.work, self.base = store, line, store.at(KIND, line, version, work), base
+        self.store, self.line, self.work, self.base = store, line, (KIND, line, version, work), base
         self.settings, self.most_refused = settings, most_refused
         self.reported = (0, 0.0)
+        self.turn = threading.Lock()  # a shard's, from its engine to its record: a kill repeats no second one
         torch.set_num_threads(max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1))))
 
     def __call__(self, batch: dict[str, npt.NDArray[Any]]) -> dict[str, list[Any]]:
@@ -392,12 +411,23 @@ class ShardEncoder:
             record = _read_record(self.store, self.line, name)
             if record is not None:
                 return record
-        with self.store.fs.open(self.work, "rb") as file:
+        with self.store.open("rb", *self.work) as file:
             column = pq.ParquetFile(file).read_row_group(group)["text"].combine_chunks()
         keys = text_keys(column)
         if shard_digest(keys) != name:
-            raise ArtifactError(f"{self.work}: row group {group} is not what the plan wrote; run again")
-        vectors, refused = encode_each(self.encoder, column.to_pylist(), most_refused=self.most_refused)
+            raise ArtifactError(
+                f"{self.store.uri(*self.work)}: row group {group} is not what the plan wrote; run again"
+            )
+        texts = column.to_pylist()
+        with self.turn:
+            encoder = self.encoder  # made by one thread
+        tokens = encoder.tokenize(texts)
+        with self.turn:
+            vectors, refused = encode_each(encoder, texts, tokens, most_refused=self.most_refused)
+            return self._record(name, keys, vectors, refused)
+
+    def _record(self, name: str, keys: pa.Array, vectors: npt.NDArray[np.float16], refused: dict[int, str]) -> Record:
+        """Write a shard, and then its record."""
         there = np.ones(len(vectors), bool)
         there[list(refused)] = False
         draft = Draft(self.store, KIND, self.line, SHARDS)
@@ -425,7 +455,7 @@ def vector_column(vectors: npt.NDArray[np.float16]) -> pa.Array:
 
 
 def encode_each(
-    encoder: Encoder, texts: Sequence[str], *, most_refused: int
+    encoder: Encoder, texts: Sequence[str], tokens: Tokens | None = None, *, most_refused: int
 ) -> tuple[npt.NDArray[np.float16], dict[int, str]]:
     """Return the texts' vectors, zero where the encoder refuses a text, and the refusals, by position, with reasons.
 
@@ -441,7 +471,8 @@ def encode_each(
     while waiting:
         rows = waiting.pop()
         try:
-            made = encoder.encode([texts[row] for row in rows.tolist()])
+            chosen = rows.tolist()
+            made = encoder.encode([texts[row] for row in chosen], tokens and [tokens[row] for row in chosen])
             with np.errstate(over="ignore"):
                 vectors[rows] = made
             large = ~np.isfinite(vectors[rows]).all(axis=1)

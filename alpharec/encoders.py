@@ -15,7 +15,6 @@ import itertools
 import json
 import os
 import re
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -28,6 +27,7 @@ from alpharec.artifacts import digest
 from alpharec.config import EmbedSettings, EncoderSettings
 
 Vectors = npt.NDArray[np.float32]
+Tokens = Sequence[Sequence[Any]]  # a text's token ids; of the hash encoder, its words
 
 # What the vectors of a model folder depend on; a README or a sentence-transformers file changes none of them.
 MODEL_FILES = ("*.safetensors", "*.safetensors.index.json", "config.json")
@@ -65,33 +65,38 @@ class EncoderDied(EncoderError):
 
 
 class Meter:
-    """Lets one call at a time into an engine, and counts the tokens and seconds that it took."""
+    """Counts the tokens that an engine took, and its seconds."""
 
     def __init__(self) -> None:
         self.tokens, self.seconds = 0, 0.0
-        self._lock = threading.Lock()
 
     @contextlib.contextmanager
     def engine(self, tokens: int) -> Iterator[None]:
-        """Hold the engine for a call over this many tokens."""
-        with self._lock:
-            started = time.monotonic()
-            yield
-            self.tokens += tokens
-            self.seconds += time.monotonic() - started
+        """Count a call over this many tokens."""
+        started = time.monotonic()
+        yield
+        self.tokens += tokens
+        self.seconds += time.monotonic() - started
 
 
 class Encoder(Protocol):
     """Turns texts into vectors; the same text gives the same vector up to float addition order, whatever its batch.
 
-    May be called from several threads: one call's texts are tokenised while another has the engine.
+    One call of ``encode`` at a time; ``tokenize`` may run meanwhile in another thread.
     """
 
     width: int
     meter: Meter
 
-    def encode(self, texts: Sequence[str]) -> Vectors:
+    def tokenize(self, texts: Sequence[str]) -> Tokens:
+        """Return what ``encode`` would make of the texts first: the tokens of each, truncated."""
+        ...
+
+    def encode(self, texts: Sequence[str], tokens: Tokens | None = None) -> Vectors:
         """Return one vector a text, in the order of the texts; thousands of texts a call is normal.
+
+        Args:
+            tokens: what ``tokenize`` returned for these texts, where the caller had it done ahead.
 
         Shapes:
             float32 [n, T].
@@ -158,9 +163,12 @@ class HashEncoder:
         self.width, self.meter = settings.hash_width, Meter()
         self._settings = settings
 
-    def encode(self, texts: Sequence[str]) -> Vectors:
+    def tokenize(self, texts: Sequence[str]) -> Tokens:
+        return _words(texts, self._settings)
+
+    def encode(self, texts: Sequence[str], tokens: Tokens | None = None) -> Vectors:
         vectors = np.empty((len(texts), self.width), np.float32)
-        words = _words(texts, self._settings)
+        words = self.tokenize(texts) if tokens is None else tokens
         with self.meter.engine(sum(map(len, words))):
             for position, found in enumerate(words):
                 vectors[position] = np.sum([self._signs(word) for word in found], axis=0)
@@ -181,7 +189,7 @@ class SentenceTransformersEncoder:
         folder = resolve_model(settings)
         self._settings, self.meter = settings, Meter()
         self._batch_tokens = embed.batch_tokens
-        self._tokens = _Tokens(folder, settings)
+        self._tokens = _Tokenizer(folder, settings)
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         options = {"dtype": getattr(torch, settings.dtype), "use_safetensors": True, "trust_remote_code": False}
         try:
@@ -192,8 +200,11 @@ class SentenceTransformersEncoder:
         self._transformer = transformer.to(self._device).eval()
         self._pooling = Pooling(self.width, SENTENCE_TRANSFORMERS_POOLING[settings.pooling])
 
-    def encode(self, texts: Sequence[str]) -> Vectors:
-        tokens = self._tokens(texts)
+    def tokenize(self, texts: Sequence[str]) -> Tokens:
+        return self._tokens.ids(texts)
+
+    def encode(self, texts: Sequence[str], tokens: Tokens | None = None) -> Vectors:
+        tokens = _checked(texts, self.tokenize(texts) if tokens is None else tokens)
         vectors = np.empty((len(texts), self.width), np.float32)
         lengths = np.array([len(ids) for ids in tokens], np.int64)
         # Longest first: padding is small, and a batch too big for the memory fails at once.
@@ -227,16 +238,19 @@ class VllmEncoder:
     def __init__(self, settings: EncoderSettings, embed: EmbedSettings) -> None:
         folder = resolve_model(settings)
         self._settings, self.meter = settings, Meter()
-        self._tokens = _Tokens(folder, settings)
+        self._tokens = _Tokenizer(folder, settings)
         self._engine = _start_engine(folder, settings, embed)
         self.width = int(self._engine.model_config.embedding_size)
 
-    def encode(self, texts: Sequence[str]) -> Vectors:
+    def tokenize(self, texts: Sequence[str]) -> Tokens:
+        return self._tokens.ids(texts)
+
+    def encode(self, texts: Sequence[str], tokens: Tokens | None = None) -> Vectors:
         from vllm.v1.engine.exceptions import EngineDeadError
 
         if not texts:
             return np.empty((0, self.width), np.float32)
-        tokens = self._tokens(texts)
+        tokens = _checked(texts, self.tokenize(texts) if tokens is None else tokens)
         order = np.argsort([-len(ids) for ids in tokens], kind="stable")
         prompts = [{"prompt_token_ids": tokens[position]} for position in order]
         try:
@@ -250,7 +264,7 @@ class VllmEncoder:
         return _finished(vectors, texts, normalize=self._settings.normalize)
 
 
-class _Tokens:
+class _Tokenizer:
     """The token ids of texts, special tokens included, at most ``max_length`` a text."""
 
     def __init__(self, folder: Path, settings: EncoderSettings) -> None:
@@ -265,18 +279,6 @@ class _Tokens:
         padding = self._tokenizer.pad_token_id
         self.padding = 0 if padding is None else int(padding)  # masked; a real id matters to RoBERTa's positions only
 
-    def __call__(self, texts: Sequence[str]) -> list[list[int]]:
-        """Tokenise, and refuse texts without a token."""
-        tokens = self.ids(texts)
-        empty = [position for position, ids in enumerate(tokens) if not ids]
-        if empty:
-            raise RefusedTexts(
-                f"{len(empty)} of {len(texts)} texts have no token ({_name(texts, empty)}); "
-                "leave them out, or give encoder.prompt some words",
-                dict.fromkeys(empty, "no token"),
-            )
-        return tokens
-
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
         if not texts:
             return []
@@ -290,6 +292,18 @@ class _Tokens:
             return_token_type_ids=False,
         )
         return cast(list[list[int]], encoded["input_ids"])
+
+
+def _checked(texts: Sequence[str], tokens: Tokens) -> Tokens:
+    """Refuse texts without a token."""
+    empty = [position for position, ids in enumerate(tokens) if not ids]
+    if empty:
+        raise RefusedTexts(
+            f"{len(empty)} of {len(texts)} texts have no token ({_name(texts, empty)}); "
+            "leave them out, or give encoder.prompt some words",
+            dict.fromkeys(empty, "no token"),
+        )
+    return tokens
 
 
 def _start_engine(folder: Path, settings: EncoderSettings, embed: EmbedSettings) -> Any:
@@ -440,7 +454,7 @@ def count_tokens(settings: EncoderSettings, texts: Sequence[str]) -> list[int]:
     """
     if settings.backend == "hash":
         return [len(words) for words in _words(texts, settings)]
-    return [len(ids) for ids in _Tokens(resolve_model(settings), settings).ids(texts)]
+    return [len(ids) for ids in _Tokenizer(resolve_model(settings), settings).ids(texts)]
 
 
 def _words(texts: Sequence[str], settings: EncoderSettings) -> list[list[str]]:

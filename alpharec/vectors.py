@@ -506,7 +506,7 @@ def collect_garbage(store: Store, line: str, *, keep: int, grace_s: float, dry_r
         shards = [found.location(file) for found in kept for file in shards_of(found).values()]
         digests = [path.removesuffix(".parquet").rsplit("-", 1)[-1] for path in shards]
         used |= {store.at(KIND, line, SHARDS, record_name(name)) for name in digests}
-        going = [
+        going: list[tuple[str, ...]] = [
             (folder, name)
             for folder in (SHARDS, *names)
             for name, modified in store.files(KIND, line, folder).items()
@@ -514,6 +514,8 @@ def collect_garbage(store: Store, line: str, *, keep: int, grace_s: float, dry_r
         ]
         # Manifests first: a version is gone before any of its files is.
         going.sort(key=lambda place: place[1] != MANIFEST)
+        halves = store.files(KIND, line).items()  # of LATEST or LEASE, written by a process that was killed
+        going += [(name,) for name, modified in halves if name.endswith(".tmp") and now - modified >= grace_s]
         for place in going:
             held.check()
             if not dry_run:

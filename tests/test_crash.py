@@ -26,7 +26,6 @@ import numpy as np
 import psutil
 import pyarrow as pa
 import pytest
-from botocore.exceptions import BotoCoreError
 from faulty_s3 import ALWAYS, FaultyS3
 from s3fs import S3FileSystem
 
@@ -39,7 +38,6 @@ from alpharec.vectors import KIND, LEASE, SHARDS, load_vectors, shards_of, verif
 TITLES = [f"the {colour} {number}" for colour in ("red", "green", "blue", "black") for number in range(15)]
 SHARD_SIZE = 4
 NUM_SHARDS = 15
-CALLS = 2  # of an actor at a time: one has the engine, the other reads or writes
 LIMIT_S = 120
 
 State = dict[str, tuple[int, bytes]]
@@ -305,7 +303,7 @@ def test_only_what_a_dead_worker_had_in_work_is_computed_again(history: History,
     new = history.states[kill].keys() - before.keys()
     computed, recorded = sum(name.endswith(".parquet") for name in new), sum(name.endswith(".json") for name in new)
     probes = sum(name.endswith("probe.parquet") for name in new)
-    assert computed - probes - recorded <= CALLS
+    assert computed - probes - recorded <= 1
 
 
 def test_a_second_run_leaves_while_the_first_is_at_work(history: History) -> None:
@@ -488,7 +486,7 @@ def test_a_change_that_s3_never_answers_is_reported_and_half_done_nowhere(
     before = look(store)
     act(twin)
     rule = faulty.rule("PUT", path, fault, ALWAYS)
-    with pytest.raises((ArtifactError, OSError, BotoCoreError)):
+    with pytest.raises((ArtifactError, OSError)):
         act(store)
     assert rule.done > 1
     faulty.rules.clear()
@@ -578,7 +576,7 @@ def test_a_run_that_lost_s3_half_way_is_made_good_by_the_next(faulty: FaultyS3, 
     for at in range(0, requests, 5):
         forget_version(store)
         rule = faulty.rule("", "", "reset", ALWAYS, skip=at)
-        with contextlib.suppress(ArtifactError, OSError, BotoCoreError):
+        with contextlib.suppress(ArtifactError, OSError):
             run(store)
         assert rule.done
         faulty.rules.clear()

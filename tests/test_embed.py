@@ -421,8 +421,9 @@ class Picky:
     def __init__(self, *, bad: set[str] = frozenset(), named: set[str] = frozenset()) -> None:
         self.bad, self.named, self.meter, self.calls = bad, named, Meter(), 0
 
-    def encode(self, texts: Sequence[str]) -> np.ndarray:
+    def encode(self, texts: Sequence[str], tokens: Sequence[Sequence[str]] | None = None) -> np.ndarray:
         self.calls += 1
+        assert tokens is None or [word for (word,) in tokens] == list(texts)
         if self.bad & set(texts):
             raise ValueError("a token out of range")
         if found := {position: "no token" for position, text in enumerate(texts) if text in self.named}:
@@ -442,7 +443,8 @@ def test_a_text_that_an_engine_does_not_name_is_found_by_halving() -> None:
 
 def test_refused_texts_are_named_by_their_position_in_the_shard() -> None:
     texts = [str(number) for number in range(10)] + ["70000"]
-    vectors, refused = encode_each(Picky(bad={"2"}, named={"0", "7", "8"}), texts, most_refused=5)
+    tokens = [[text] for text in texts]
+    vectors, refused = encode_each(Picky(bad={"2"}, named={"0", "7", "8"}), texts, tokens, most_refused=5)
     assert refused == {
         **dict.fromkeys((0, 7, 8), "no token"),
         2: "'2': ValueError: a token out of range",
@@ -463,7 +465,7 @@ def test_too_many_refused_texts_are_an_error_with_reasons() -> None:
 
 def test_an_engine_that_died_is_not_asked_again() -> None:
     encoder = Picky()
-    encoder.encode = lambda texts: (_ for _ in ()).throw(EncoderDied("gone"))
+    encoder.encode = lambda texts, tokens: (_ for _ in ()).throw(EncoderDied("gone"))
     with pytest.raises(EncoderDied, match="gone"):
         encode_each(encoder, ["0", "1"], most_refused=2)
 

@@ -378,6 +378,7 @@ class ShardEncoder:
         self.store, self.line, self.work, self.base = store, line, (KIND, line, version, work), base
         self.settings, self.most_refused = settings, most_refused
         self.reported = (0, 0.0)
+        self.making = threading.Lock()  # of the encoder: one thread's
         self.turn = threading.Lock()  # a shard's, from its engine to its record: a kill repeats no second one
         torch.set_num_threads(max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1))))
 
@@ -419,8 +420,8 @@ class ShardEncoder:
                 f"{self.store.uri(*self.work)}: row group {group} is not what the plan wrote; run again"
             )
         texts = column.to_pylist()
-        with self.turn:
-            encoder = self.encoder  # made by one thread
+        with self.making:
+            encoder = self.encoder
         tokens = encoder.tokenize(texts)
         with self.turn:
             vectors, refused = encode_each(encoder, texts, tokens, most_refused=self.most_refused)

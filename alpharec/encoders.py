@@ -43,6 +43,8 @@ REFUSED_ENGINE_OPTIONS = frozenset(
     | {"runner", "convert", "pooler_config", "dtype", "quantization", "load_format", "max_model_len"}
 )
 CPU_KV_CACHE_BYTES = 1 << 30  # 2,048 tokens of a 7B Llama in bfloat16; an encoder model uses none of it
+# A batch's texts have at least this share of its longest's tokens: padding adds 5% to shards of 2,048 titles, not 43%.
+LEAST_FILLED = 0.9
 BERT_LIKE_MODULES = ("Transformer", "Pooling", "Normalize")
 SENTENCE_TRANSFORMERS_POOLING: dict[str, Any] = {"mean": "mean", "last": "lasttoken", "cls": "cls"}
 VLLM_POOLING: dict[str, Any] = {"mean": "MEAN", "last": "LAST", "cls": "CLS"}
@@ -211,7 +213,9 @@ class SentenceTransformersEncoder:
         order = np.argsort(-lengths, kind="stable")
         with self.meter.engine(int(lengths.sum())):
             while len(order):
-                size = max(1, self._batch_tokens // int(lengths[order[0]]))
+                longest = int(lengths[order[0]])
+                near = int(np.searchsorted(-lengths[order], -LEAST_FILLED * longest, side="right"))
+                size = max(1, min(near, self._batch_tokens // longest))
                 batch, order = order[:size], order[size:]
                 vectors[batch] = self._forward([tokens[position] for position in batch])
         return _finished(vectors, texts, normalize=self._settings.normalize)

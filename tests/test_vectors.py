@@ -14,9 +14,11 @@ import re
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence, Set
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -474,6 +476,26 @@ def test_a_young_version_stays_whole_with_its_old_shards_and_young_leftovers_sta
     assert verify(made["v4"]) == []
 
 
+def test_nothing_goes_while_latest_cannot_be_read(store: Store) -> None:
+    """The published version was once taken for garbage where LATEST named one that was not found."""
+    fill_line(store)
+    store.remove(KIND, LINE, "v2", MANIFEST)
+    before = objects(store)
+    with pytest.raises(ArtifactError, match=r"no published version \(got LATEST = v2\)"):
+        collect_garbage(store, LINE, keep=1, grace_s=0)
+    assert objects(store) == before
+
+
+@pytest.mark.usefixtures("clock")
+def test_what_a_process_left_that_was_killed_while_it_moved_latest_goes(local: Store) -> None:
+    fill_line(local)
+    local.write(b"v2", KIND, LINE, "LATEST.0123.tmp")
+    gone = collect_garbage(local, LINE, keep=1, grace_s=0)
+    assert local.uri(KIND, LINE, "LATEST.0123.tmp") in gone
+    assert not local.exists(KIND, LINE, "LATEST.0123.tmp")
+    assert local.latest(KIND, LINE).version == "v2"
+
+
 def test_garbage_stays_while_a_run_holds_the_lease_and_where_there_is_no_line(store: Store) -> None:
     fill_line(store)
     before = objects(store)
@@ -616,6 +638,46 @@ def test_latest_moves_only_after_the_version_that_a_run_started_from(store: Stor
         store.move_latest(KIND, LINE, "v3", after="v1")
     assert store.latest(KIND, LINE).version == "v2"
     store.move_latest(KIND, LINE, "v2", after="v1")  # by the run itself, before its answer was lost
+
+
+def test_of_sixteen_publishers_one_wins_each_round_and_no_reader_sees_half_a_version(store: Store) -> None:
+    """All sixteen start from the version before and commit another; a reader reads whatever LATEST names, all along."""
+    rounds, publishers = 4, 16
+    first = make_version(store, ["0"], version="v-0")
+    store.move_latest(KIND, LINE, first.version)
+    seen, over = [], threading.Event()
+
+    def read_on() -> None:
+        while not over.is_set():
+            found = store.latest(KIND, LINE)
+            titles = found.version.split("-")[1:]
+            assert np.array_equal(load_vectors(found), vectors_of(titles)), found.version
+            seen.append(found.version)
+
+    def publish(base: Artifact, number: int) -> str | None:
+        mine = Store(store.root)
+        made = make_version(mine, [*base.version.split("-")[1:], str(number)], base, version=f"{base.version}-{number}")
+        together.wait(60)
+        try:
+            mine.move_latest(KIND, LINE, made.version, after=base.version)
+        except ArtifactError as error:
+            if "moved by another run meanwhile" not in str(error):
+                raise
+            return None
+        return made.version
+
+    with ThreadPoolExecutor(publishers + 1) as pool:
+        reader = pool.submit(read_on)
+        try:
+            for _ in range(rounds):
+                base, together = store.latest(KIND, LINE), threading.Barrier(publishers)
+                ends = list(pool.map(publish, [base] * publishers, range(1, publishers + 1)))
+                winners = [version for version in ends if version]
+                assert winners == [store.latest(KIND, LINE).version]
+        finally:
+            over.set()
+        reader.result()
+    assert len(seen) > rounds, "the reader was there all along"
 
 
 def test_a_streamed_table_is_read_in_parts_and_checked(store: Store) -> None:

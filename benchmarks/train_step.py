@@ -65,7 +65,7 @@ class Literal:
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
-        return float(loss)
+        return float(loss.detach())
 
 
 def books_shape() -> tuple[Tensor, Tensor, int, int]:

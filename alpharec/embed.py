@@ -16,7 +16,6 @@ import os
 import tempfile
 import threading
 import time
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -31,7 +30,6 @@ import ray
 import ray.data
 import torch
 from ray.exceptions import RayActorError
-from ray.util.annotations import RayDeprecationWarning
 
 from alpharec.artifacts import LATEST, Artifact, ArtifactError, Draft, Lease, Store, digest
 from alpharec.config import Settings
@@ -69,7 +67,7 @@ logger = logging.getLogger(__name__)
 
 PROBE_TEXTS = 64
 SAMPLE = 1024  # texts tokenised to estimate the tokens of all
-DEATHS = 3  # of actors on one shard before the run stops
+DEATHS = 4  # of actors on one shard before the run stops
 WORK = "work.parquet"
 
 Record = dict[str, Any]
@@ -291,22 +289,19 @@ def _compute(
     context.enable_progress_bars = False
     probe = plan.base if plan.base and PROBE in plan.base.files else None
     most_refused = int(chosen.max_quarantined * plan.counts.items)
-    with warnings.catch_warnings():
-        # Ray 2.60 names no other way to bound the retries of a task whose actor dies.
-        warnings.simplefilter("ignore", RayDeprecationWarning)
-        results = ray.data.from_items(missing, override_num_blocks=len(missing)).map_batches(
-            ShardEncoder,
-            fn_constructor_args=(work.store, work.name, work.version, work.files[WORK]["path"], probe, settings),
-            fn_constructor_kwargs={"most_refused": most_refused},
-            batch_size=1,
-            # Two calls an actor: one reads and tokenises while the other has the engine.
-            compute=ray.data.ActorPoolStrategy(
-                size=num_actors, enable_true_multi_threading=True, max_concurrent_calls_per_actor=2
-            ),
-            num_cpus=chosen.num_cpus or cpus_each(num_actors),
-            num_gpus=chosen.num_gpus,
-            ray_remote_args_fn=lambda: {"max_task_retries": DEATHS},
-        )
+    # Ray repeats a call without end, as a lost node costs many tries; ``_begin`` counts what kills actors.
+    results = ray.data.from_items(missing, override_num_blocks=len(missing)).map_batches(
+        ShardEncoder,
+        fn_constructor_args=(work.store, work.name, work.version, work.files[WORK]["path"], probe, settings),
+        fn_constructor_kwargs={"most_refused": most_refused},
+        batch_size=1,
+        # Two calls an actor: one reads and tokenises while the other has the engine.
+        compute=ray.data.ActorPoolStrategy(
+            size=num_actors, enable_true_multi_threading=True, max_concurrent_calls_per_actor=2
+        ),
+        num_cpus=chosen.num_cpus or cpus_each(num_actors),
+        num_gpus=chosen.num_gpus,
+    )
     progress, refused = Progress(total, done, num_actors), 0
     try:
         for row in results.iter_rows():
@@ -320,8 +315,7 @@ def _compute(
                 raise EncoderError(_too_many(refused, record["refused"], chosen.max_quarantined))
     except RayActorError as error:
         raise EncoderError(
-            f"an encoder's worker died {DEATHS + 1} times on the same shard: too little memory, or a text that kills "
-            f"the engine; its log says which ({str(error).splitlines()[0]}). Finished shards are kept: run again"
+            f"an encoder's worker is gone for good ({str(error).splitlines()[0]}); finished shards are kept: run again"
         ) from error
 
 
@@ -424,8 +418,27 @@ class ShardEncoder:
             encoder = self.encoder
         tokens = encoder.tokenize(texts)
         with self.turn:
+            tries = self._begin(name)
             vectors, refused = encode_each(encoder, texts, tokens, most_refused=self.most_refused)
-            return self._record(name, keys, vectors, refused)
+            record = self._record(name, keys, vectors, refused)
+            self.store.remove(*tries)
+            return record
+
+    def _begin(self, name: str) -> tuple[str, ...]:
+        """Note in the store that a shard has the engine, once more in this run; return where, to be removed after it.
+
+        Raises:
+            EncoderError: every actor died that gave it the engine, and those were many.
+        """
+        place = (*self.work[:-1], f"{self.work[-1]}-{name}.tries")
+        tries = int(self.store.read(*place)) if self.store.exists(*place) else 0
+        if tries >= DEATHS:
+            raise EncoderError(
+                f"an encoder's worker died {tries} times on the same shard: too little memory, or a text that kills "
+                "the engine; its log says which. Finished shards are kept: run again"
+            )
+        self.store.write(str(tries + 1).encode(), *place)
+        return place
 
     def _record(self, name: str, keys: pa.Array, vectors: npt.NDArray[np.float16], refused: dict[int, str]) -> Record:
         """Write a shard, and then its record."""

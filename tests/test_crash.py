@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -26,6 +27,7 @@ import numpy as np
 import psutil
 import pyarrow as pa
 import pytest
+import ray
 from faulty_s3 import ALWAYS, FaultyS3
 from s3fs import S3FileSystem
 
@@ -131,6 +133,32 @@ def drive_three(root: str, deadly: str, model: str) -> None:
         except EncoderError as error:
             print(f"EncoderError: {error}", flush=True)
     run(Store(root))
+
+
+def drive_drained(root: str) -> None:
+    """Embed on a cluster whose one working node is drained, as of a spot instance, and gone soon after."""
+    from ray.cluster_utils import Cluster
+
+    # Connected while the head is the only node: a driver on the node that goes would lose what it put in its store.
+    cluster = Cluster(initialize_head=True, connect=True, head_node_args={"num_cpus": 0})
+    going, folder = cluster.add_node(num_cpus=2), Path(root).parent
+
+    store = HeldStore(root)
+    with ThreadPoolExecutor(1) as pool:
+        task = pool.submit(lambda: run(store))
+        wait_for(lambda: list(folder.glob("held-*")))
+        cluster.add_node(num_cpus=2)
+        command = [Path(sys.executable).with_name("ray"), "drain-node", "--address", cluster.address]
+        command += ["--node-id", going.node_id, "--reason", "DRAIN_NODE_REASON_PREEMPTION"]
+        command += ["--reason-message", "spot", "--deadline-remaining-seconds", "2"]
+        subprocess.run(command, check=True)
+        time.sleep(2)
+        cluster.remove_node(going, allow_graceful=False)
+        (folder / "go").touch()
+        task.result(LIMIT_S)
+    ray.shutdown()
+    cluster.shutdown()
+    os._exit(0)  # the interpreter's own end answers 1 for a raylet that was killed
 
 
 def sweep(done: str, folder: str) -> None:
@@ -309,6 +337,18 @@ def test_only_what_a_dead_worker_had_in_work_is_computed_again(history: History,
 def test_a_second_run_leaves_while_the_first_is_at_work(history: History) -> None:
     assert "another run works on this since" in history.second
     assert "Traceback" not in history.second
+
+
+def test_a_run_goes_on_elsewhere_when_its_node_is_drained(tmp_path: Path) -> None:
+    root = tmp_path / "store"
+    with started(tmp_path / "log", "drive_drained", root, HOLD="3") as process:
+        status = process.wait(LIMIT_S)
+    assert status == 0, (tmp_path / "log").read_text()
+    assert (tmp_path / "go").exists(), "the node was drained while a shard waited for its record"
+    made = assert_right(Store(str(root)))
+    files = [name.rsplit(".", 1)[-1] for name in made.store.files(KIND, made.name, SHARDS)]
+    assert files.count("json") == NUM_SHARDS
+    assert files.count("parquet") == NUM_SHARDS + 2, "the probe, and one shard computed twice"
 
 
 # ---------------------------------------------------------------- kills while a version is put together

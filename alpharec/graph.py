@@ -8,6 +8,7 @@ matrix over them. Plain torch and torch-geometric; Ray is not needed here.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -33,9 +34,40 @@ class Part:
         torch.distributed.all_reduce(total)
         return total
 
+    def start_sum(self, x: Tensor) -> Callable[[], object]:
+        """Begin to add ``x`` up over all workers, in place; call the result to wait for it."""
+        if self.size == 1:
+            return lambda: None
+        return cast(torch.distributed.Work, torch.distributed.all_reduce(x, async_op=True)).wait
+
     def rows(self, num_rows: int) -> slice:
-        """Return this worker's share of the rows of a matrix that is divided evenly."""
-        return slice(num_rows * self.rank // self.size, num_rows * (self.rank + 1) // self.size)
+        """Return this worker's share of the rows of a matrix that is divided in equal blocks, the last ones shorter."""
+        block = -(-num_rows // self.size)
+        return slice(min(block * self.rank, num_rows), min(block * (self.rank + 1), num_rows))
+
+    def gather(self, x: Tensor, num_rows: int) -> Tensor:
+        """Return the whole matrix of which every worker holds its share ``rows``."""
+        if self.size == 1:
+            return x
+        block = -(-num_rows // self.size)
+        whole = x.new_empty(block * self.size, *x.shape[1:])
+        torch.distributed.all_gather_into_tensor(whole, _padded(x, block))
+        return whole[:num_rows]
+
+    def sum_share(self, x: Tensor) -> Tensor:
+        """Add ``x`` up over all workers; return this worker's share ``rows`` of the sum."""
+        if self.size == 1:
+            return x
+        rows, block = self.rows(len(x)), -(-len(x) // self.size)
+        share = x.new_empty(block, *x.shape[1:])
+        torch.distributed.reduce_scatter_tensor(share, _padded(x, block * self.size))
+        return share[: rows.stop - rows.start]
+
+
+def _padded(x: Tensor, num_rows: int) -> Tensor:
+    if len(x) == num_rows:
+        return x.contiguous()
+    return torch.cat([x, x.new_zeros(num_rows - len(x), *x.shape[1:])])
 
 
 class InteractionGraph:
@@ -74,8 +106,10 @@ class InteractionGraph:
         self._index()
 
     def _index(self) -> None:
-        (self.rowptr, self.items), _ = self.edges.get_csr()
-        (self.colptr, self.users), _ = self.edges.get_csc()
+        # Half the bytes of the index lists: products wait for memory, not for arithmetic.
+        (self.rowptr, self.items), (self.colptr, self.users) = (
+            (pointers.int(), indices.int()) for (pointers, indices), _ in (self.edges.get_csr(), self.edges.get_csc())
+        )
         self.user_scale_U1 = _inverse(self.user_degree_U.float().sqrt())[:, None]
         self.item_scale_I1 = _inverse(self.item_degree_I.float().sqrt())[:, None]
         # The r-th item a user has not seen is r + the number of seen items s_k with s_k - k <= r (s sorted, k = 0..).
@@ -104,21 +138,21 @@ class InteractionGraph:
     def _item_sum(self, user_UD: Tensor) -> Tensor:
         return F.embedding_bag(self.users, user_UD, self.colptr, mode="sum", include_last_offset=True)
 
-    def mean_of_items(self, item_ID: Tensor, users: slice | None = None) -> Tensor:
-        """Return the mean row of each user's train items, 0 for a user without any; differentiable for all users.
+    def mean_of_items(self, item_ID: Tensor) -> Tensor:
+        """Return the mean row of each user's train items, 0 for a user without any. Shapes: [I, D] -> [U, D]."""
+        return self._user_sum(item_ID).mul_(self.user_scale_U1**2)
 
-        Shapes: item_ID [I, D] -> [U, D], or the rows ``users`` of it, without gradient.
-        """
-        if users is not None:
-            start = self.rowptr[users.start : users.stop + 1]
-            items = self.items[int(start[0]) : int(start[-1])]
-            total = F.embedding_bag(items, item_ID, start - start[0], mode="sum", include_last_offset=True)
-            return total * self.user_scale_U1[users] ** 2
-        return cast(Tensor, _MeanOfItems.apply(item_ID, self))  # type: ignore[no-untyped-call]
+    def mean_to_items(self, user_UD: Tensor) -> Tensor:
+        """Return this worker's part of the transposed mean; ``user_UD`` is overwritten. Shapes: [U, D] -> [I, D]."""
+        return self._item_sum(user_UD.mul_(self.user_scale_U1**2))
 
     def gather_items(self, item_SD: Tensor) -> Tensor:
-        """Return all items' rows from each worker's share (``part.rows``); differentiable."""
-        return cast(Tensor, _GatherItems.apply(item_SD, self))  # type: ignore[no-untyped-call]
+        """Return all items' rows from each worker's share. Shapes: [S, D] -> [I, D]."""
+        return self.part.gather(item_SD, self.num_items)
+
+    def share_of_items(self, item_ID: Tensor) -> Tensor:
+        """Return this worker's share of the sum over workers. Shapes: [I, D] -> [S, D]."""
+        return self.part.sum_share(item_ID)
 
     def propagate(self, user_UD: Tensor, item_SD: Tensor, num_layers: int) -> tuple[Tensor, Tensor]:
         """Return the mean of layers 0..L of E^(k+1) = D^-1/2 A D^-1/2 E^(k), users of this worker and all items.
@@ -129,36 +163,16 @@ class InteractionGraph:
         return cast(tuple[Tensor, Tensor], _Propagate.apply(user_UD, item_SD, self, num_layers))  # type: ignore[no-untyped-call]
 
     def _mean_of_layers(self, user_UD: Tensor, item_ID: Tensor, num_layers: int) -> tuple[Tensor, Tensor]:
-        # Horner: e + A(e + A e) sums the layers without keeping them. Users stay on their worker, items are summed.
-        user, item = user_UD, item_ID
+        # Horner: e + A(e + A e) sums the layers without keeping them. Users stay on their worker, items are summed
+        # while the users' product runs.
+        user, item = user_UD.clone(), item_ID.clone()
         for _ in range(num_layers):
-            to_users = self._user_sum(item * self.item_scale_I1) * self.user_scale_U1
-            to_items = self.part.sum(self._item_sum(user * self.user_scale_U1)) * self.item_scale_I1
-            user, item = user_UD + to_users, item_ID + to_items
-        return user / (num_layers + 1), item / (num_layers + 1)
-
-
-class _MeanOfItems(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, item_ID: Tensor, graph: InteractionGraph) -> Tensor:
-        ctx.graph = graph
-        return graph._user_sum(item_ID) * graph.user_scale_U1**2
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return ctx.graph._item_sum(gradients[0] * ctx.graph.user_scale_U1**2), None
-
-
-class _GatherItems(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, item_SD: Tensor, graph: InteractionGraph) -> Tensor:
-        ctx.graph = graph
-        return _spread(item_SD, graph)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        graph = ctx.graph
-        return graph.part.sum(gradients[0])[graph.part.rows(graph.num_items)], None
+            to_items = self._item_sum(user.mul_(self.user_scale_U1))
+            arrives = self.part.start_sum(to_items)
+            user = self._user_sum(item.mul_(self.item_scale_I1)).mul_(self.user_scale_U1).add_(user_UD)
+            arrives()
+            item = to_items.mul_(self.item_scale_I1).add_(item_ID)
+        return user.div_(num_layers + 1), item.div_(num_layers + 1)
 
 
 class _Propagate(torch.autograd.Function):
@@ -169,21 +183,13 @@ class _Propagate(torch.autograd.Function):
         ctx: Any, user_UD: Tensor, item_SD: Tensor, graph: InteractionGraph, num_layers: int
     ) -> tuple[Tensor, Tensor]:
         ctx.graph, ctx.num_layers = graph, num_layers
-        return graph._mean_of_layers(user_UD, _spread(item_SD, graph), num_layers)
+        return graph._mean_of_layers(user_UD, graph.gather_items(item_SD), num_layers)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
         graph = ctx.graph
         user, item = graph._mean_of_layers(gradients[0], graph.part.sum(gradients[1]), ctx.num_layers)
         return user, item[graph.part.rows(graph.num_items)], None, None
-
-
-def _spread(item_SD: Tensor, graph: InteractionGraph) -> Tensor:
-    if graph.part.size == 1:
-        return item_SD
-    whole = item_SD.new_zeros(graph.num_items, item_SD.shape[1])
-    whole[graph.part.rows(graph.num_items)] = item_SD
-    return graph.part.sum(whole)
 
 
 def _inverse(x: Tensor) -> Tensor:
@@ -214,7 +220,7 @@ def _check_pairs(users: Tensor, items: Tensor, num_users: int, num_items: int) -
 class Batch:
     """Positives and negatives whose user belongs to this worker.
 
-    Shapes: user_B [B] rows of the worker's users; item_BN [B, 1 + N], the positive first.
+    Shapes: user_B [B] rows of the worker's users; item_BN [B, 1 + N] int32, the positive first.
     """
 
     user_B: Tensor
@@ -263,7 +269,7 @@ class Sampler:
         user_B = graph.train_users[shuffled_B % len(graph.train_users)] - graph.first_user
         mine = (user_B >= 0) & (user_B < graph.num_local_users)
         user_B, row_B = user_B[mine], row_B[mine]
-        start_B, degree_B = graph.rowptr[user_B], graph.user_degree_U[user_B]
+        start_B, degree_B = graph.rowptr[user_B].long(), graph.user_degree_U[user_B]
         positive_B = graph.items[start_B + _below(degree_B, row_B, self._key(step, 1))]
         counter_BN = row_B[:, None] * self.num_negatives + torch.arange(self.num_negatives, device=device)
         gap_BN = _below((graph.num_items - degree_B)[:, None], counter_BN, self._key(step, 2))
@@ -271,7 +277,8 @@ class Sampler:
             torch.searchsorted(graph._gap_keys, user_B[:, None] * (graph.num_items + 1) + gap_BN, right=True)
             - start_B[:, None]
         )
-        return Batch(user_B, torch.cat([positive_B[:, None], gap_BN + seen_before_BN], 1))
+        item_BN = torch.cat([positive_B[:, None], gap_BN.add_(seen_before_BN).int()], 1)
+        return Batch(user_B, item_BN)
 
     def _key(self, counter: int, stream: int) -> tuple[int, int]:
         mixed = _mix64(_mix64(_mix64(self.seed) ^ counter) ^ stream)
@@ -290,19 +297,19 @@ def _mix64(value: int) -> int:
 
 
 def _hash32(x: Tensor) -> Tensor:
-    """Mix 32-bit integers held in int64, in place; the bijection is "lowbias32" (Wellons, hash-prospector)."""
-    x ^= x >> 16
-    x *= 0x7FEB352D
-    x &= _MASK32
-    x ^= x >> 15
-    x *= 0x846CA68B
-    x &= _MASK32
-    x ^= x >> 16
+    """Mix the bits of int32, in place, products wrapping around; the bijection is "lowbias32" (Wellons)."""
+    for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B - (1 << 32)), (16, None)):
+        x ^= (x >> shift).bitwise_and_((1 << (32 - shift)) - 1)  # a shift of the bits, not of the signed number
+        if factor is not None:
+            x *= factor
     return x
 
 
 def _uniform32(counter: Tensor, key: tuple[int, int]) -> Tensor:
-    return _hash32(_hash32((counter + key[0]) & _MASK32) ^ key[1])
+    """Return 32 random bits for each counter, as int64 in 0..2^32-1."""
+    low, high = (word - (1 << 32) if word >> 31 else word for word in key)
+    bits = _hash32(_hash32(counter.int().add_(low)).bitwise_xor_(high))
+    return bits.long().bitwise_and_(_MASK32)
 
 
 def _below(bound: Tensor, counter: Tensor, key: tuple[int, int]) -> Tensor:

@@ -8,6 +8,7 @@ The model knows nothing of workers but the graph's own sums. Plain torch; Ray is
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 from typing import Any, cast
@@ -19,10 +20,11 @@ from torch import Tensor, nn
 from alpharec.graph import Batch, InteractionGraph
 
 # Per hidden unit, a user's mean taken before the first layer costs U x T multiplications, taken after it E additions.
-# Measured on 2 CPU cores: before is 3 to 17% faster a step at U T / E = 5.8 (ml-1m, H = 1,536), after is 49% faster
-# at 63 (amazon-games, H = 108).
-ADDITION_COST = 8
-USERS_AT_ONCE = 4096  # of the hidden layer outside training: 25 MB at H = 1,536
+# Measured on 2 CPU cores at U T / E = 5.8 (ml-1m, H = 1,536): after is 20 to 30% faster a step.
+ADDITION_COST = 4
+UNITS_AT_ONCE = 64  # hidden units: the rows of 4,000 items are 1 MB then; 128 and 256 are slower (ml-1m, 2 cores)
+ROWS_AT_ONCE = 4096  # of texts outside training: 25 MB of hidden layer at H = 1,536
+SLOPE = 0.01  # of the leaky ReLU below 0
 
 
 @dataclass(frozen=True)
@@ -39,8 +41,18 @@ class TextFeatures:
     user_UT: Tensor | None
 
     @classmethod
-    def build(cls, item_IT: Tensor, graph: InteractionGraph, *, commute: bool | None = None) -> TextFeatures:
-        """Keep user means where that is cheaper: where U x T <= 8 E; ``commute`` decides by hand.
+    def build(
+        cls,
+        item_IT: Tensor,
+        graph: InteractionGraph,
+        *,
+        commute: bool | None = None,
+        precision: torch.dtype | None = None,
+    ) -> TextFeatures:
+        """Keep user means where that is cheaper: where U x T <= 4 E; ``commute`` decides by hand.
+
+        ``precision``, e.g. bfloat16, is that of the projector's matrix products; weights, their gradients and
+        representations keep the weights' own. None: the vectors'.
 
         Raises:
             ValueError: the vectors do not cover the graph's items, or are not finite.
@@ -52,8 +64,8 @@ class TextFeatures:
             raise ValueError(f"title vectors must be finite (got NaN or infinity for item {row}); embed again")
         if commute is None:
             commute = graph.num_users * item_IT.shape[1] > ADDITION_COST * graph.num_interactions
-        item_ST = item_IT[graph.part.rows(graph.num_items)]
-        return cls(item_ST, None if commute else graph.mean_of_items(item_IT))
+        item_ST = item_IT[graph.part.rows(graph.num_items)].to(precision or item_IT.dtype)
+        return cls(item_ST, None if commute else graph.mean_of_items(item_IT).to(item_ST.dtype))
 
 
 class AlphaRec(nn.Module):
@@ -94,38 +106,112 @@ class AlphaRec(nn.Module):
                 for weight in layer.parameters():
                     weight.copy_(torch.empty(weight.shape).uniform_(-bound, bound, generator=generator))
 
+    @torch.no_grad()
     def project(self, text_XT: Tensor) -> Tensor:
-        """Return representations before propagation. Shapes: [X, T] -> [X, D]."""
-        return self._finish(F.linear(text_XT, self.first.weight))
+        """Return representations before propagation, without gradient. Shapes: [X, T] -> [X, D]."""
+        blocks = []
+        for text_BT in text_XT.split(ROWS_AT_ONCE):
+            first_BH = F.linear(text_BT, self.first.weight, self.first.bias)
+            blocks.append(first_BH if self.last is None else self.last(F.leaky_relu_(first_BH, SLOPE)))
+        return torch.cat(blocks)
 
-    def _finish(self, first_XH: Tensor) -> Tensor:
-        if self.last is None:
-            return first_XH
-        return cast(Tensor, self.last(F.leaky_relu(first_XH + self.first.bias)))
+    def _weights(self) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+        last = self.last
+        rest = (None, None, None) if last is None else (self.first.bias, last.weight, last.bias)
+        return self.first.weight, *rest
 
     def forward(self, graph: InteractionGraph, features: TextFeatures) -> tuple[Tensor, Tensor]:
         """Return final representations, not normalised. Shapes: -> user_UD [U, D], item_ID [I, D]."""
-        first_SH = F.linear(features.item_ST, self.first.weight)
-        if features.user_UT is None:
-            user_UD = self._finish(graph.mean_of_items(graph.gather_items(first_SH)))
-        else:
-            user_UD = self.project(features.user_UT)
-        return graph.propagate(user_UD, self._finish(first_SH), self.num_layers)
+        user_UD, item_SD = _Project.apply(  # type: ignore[no-untyped-call]
+            *self._weights(), graph, features, torch.is_grad_enabled()
+        )
+        return graph.propagate(user_UD, item_SD, self.num_layers)
 
-    @torch.no_grad()
-    def represent(self, graph: InteractionGraph, features: TextFeatures) -> tuple[Tensor, Tensor]:
-        """Return what ``forward`` returns, without ever holding the users' hidden layer. Shapes: -> [U, D], [I, D]."""
-        first_SH = F.linear(features.item_ST, self.first.weight)
-        first_IH = graph.gather_items(first_SH) if features.user_UT is None else None
-        blocks = []
-        for start in range(0, graph.num_local_users, USERS_AT_ONCE):
-            rows = slice(start, min(start + USERS_AT_ONCE, graph.num_local_users))
-            if first_IH is not None:
-                blocks.append(self._finish(graph.mean_of_items(first_IH, rows)))
+
+class _Project(torch.autograd.Function):
+    """The projector on all users and items, some hidden units at a time.
+
+    Hidden units do not know each other before the last layer. A slice of them is narrow enough that the items' rows
+    stay in the cache while users' means are summed from them, and never are all of them needed unless gradients are;
+    then they are kept once, and their own gradients overwrite them.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        first_HT: Tensor,
+        bias_H: Tensor | None,
+        last_DH: Tensor | None,
+        bias_D: Tensor | None,
+        graph: InteractionGraph,
+        features: TextFeatures,
+        keep: bool,
+    ) -> tuple[Tensor, Tensor]:
+        item_ST, user_UT = features.item_ST, features.user_UT
+        width, rows = len(first_HT if last_DH is None else last_DH), (graph.num_local_users, len(item_ST))
+        user_UD, item_SD = (first_HT.new_zeros(count, width) for count in rows)
+        if bias_D is not None:
+            user_UD += bias_D
+            item_SD += bias_D
+        kept = []
+        for units in _slices(first_HT):
+            layer_TH = first_HT[units].to(item_ST.dtype).T
+            item_SH = item_ST @ layer_TH
+            user_UH = graph.mean_of_items(graph.gather_items(item_SH)) if user_UT is None else user_UT @ layer_TH
+            for hidden_XH, out_XD in ((user_UH, user_UD), (item_SH, item_SD)):
+                if bias_H is None or last_DH is None:
+                    out_XD[:, units] = hidden_XH
+                    continue
+                F.leaky_relu_(hidden_XH.add_(bias_H[units]), SLOPE)
+                _add_product(out_XD, hidden_XH, last_DH[:, units].T)
+            if keep:
+                kept.append((user_UH, item_SH))
+        ctx.graph, ctx.features, ctx.kept = graph, features, kept
+        ctx.save_for_backward(first_HT, last_DH)
+        return user_UD, item_SD
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        graph, item_ST, user_UT = ctx.graph, ctx.features.item_ST, ctx.features.user_UT
+        first_HT, last_DH = ctx.saved_tensors
+        kept, ctx.kept = ctx.kept, None  # what follows overwrites it: a second backward pass must fail
+        first_gradient_HT = torch.zeros_like(first_HT)
+        gradients_XD = [gradient.to(item_ST.dtype) for gradient in gradients]
+        rest: tuple[Tensor | None, ...] = (None, None, None)
+        if last_DH is not None:
+            bias_H, last_gradient_DH = first_HT.new_zeros(len(first_HT)), torch.zeros_like(last_DH)
+            rest = (bias_H, last_gradient_DH, gradients[0].sum(0) + gradients[1].sum(0))
+        for units, hidden in zip(_slices(first_HT), kept, strict=True):
+            for hidden_XH, gradient_XD in zip(hidden, gradients_XD, strict=True):
+                if last_DH is None:
+                    hidden_XH.copy_(gradient_XD[:, units])
+                    continue
+                _add_product(last_gradient_DH[:, units], gradient_XD.T, hidden_XH)
+                gradient_XH = gradient_XD @ last_DH[:, units].to(gradient_XD.dtype)
+                torch.ops.aten.leaky_relu_backward.grad_input(gradient_XH, hidden_XH, SLOPE, True, grad_input=hidden_XH)
+                bias_H[units] += hidden_XH.sum(0, dtype=bias_H.dtype)
+            user_UH, item_SH = hidden
+            if user_UT is None:
+                item_SH += graph.share_of_items(graph.mean_to_items(user_UH))
             else:
-                blocks.append(self.project(cast(Tensor, features.user_UT)[rows]))
-        user_UD = torch.cat(blocks) if blocks else first_SH.new_zeros(0, self.width)
-        return graph.propagate(user_UD, self._finish(first_SH), self.num_layers)
+                _add_product(first_gradient_HT[units], user_UH.T, user_UT)
+            _add_product(first_gradient_HT[units], item_SH.T, item_ST)
+        return first_gradient_HT, *rest, None, None, None
+
+
+def _slices(first_HT: Tensor) -> list[slice]:
+    """Divide the hidden units evenly into slices of at most ``UNITS_AT_ONCE``."""
+    count = -(-len(first_HT) // UNITS_AT_ONCE)
+    ends = [len(first_HT) * part // count for part in range(count + 1)]
+    return [slice(*pair) for pair in itertools.pairwise(ends)]
+
+
+def _add_product(total_XY: Tensor, left_XB: Tensor, right_BY: Tensor) -> None:
+    """Add a matrix product of whatever precision to a total of full precision."""
+    if left_XB.dtype == total_XY.dtype:
+        total_XY.addmm_(left_XB, right_BY)
+    else:
+        total_XY += left_XB @ right_BY.to(left_XB.dtype)
 
 
 @dataclass(frozen=True)
@@ -169,7 +255,7 @@ class _SampledScores(torch.autograd.Function):
     def forward(ctx: Any, user_BD: Tensor, item_ID: Tensor, item_BN: Tensor) -> Tensor:
         ctx.save_for_backward(user_BD, item_ID, item_BN)
         batch, candidates = item_BN.shape
-        rowptr = torch.arange(0, batch * candidates + 1, candidates, device=item_BN.device)
+        rowptr = torch.arange(0, batch * candidates + 1, candidates, dtype=item_BN.dtype, device=item_BN.device)
         pattern = torch.sparse_csr_tensor(
             rowptr,
             item_BN.reshape(-1),
@@ -187,7 +273,8 @@ class _SampledScores(torch.autograd.Function):
         user_gradient_BD = F.embedding_bag(item_BN, item_ID, mode="sum", per_sample_weights=weight_BN)
         # The transposed product: group the candidates by item, then sum the users that drew it. Stable, so repeatable.
         item_sorted, order = torch.sort(item_BN.reshape(-1), stable=True)
-        start_I = torch.searchsorted(item_sorted, torch.arange(len(item_ID) + 1, device=item_BN.device))
+        every_item = torch.arange(len(item_ID) + 1, dtype=item_BN.dtype, device=item_BN.device)
+        start_I = torch.searchsorted(item_sorted, every_item)
         item_gradient_ID = F.embedding_bag(
             torch.div(order, item_BN.shape[1], rounding_mode="floor"),
             user_BD,

@@ -157,7 +157,7 @@ def represent_trained(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     graph, network = build_graph(dataset).to(device), network.to(device)
     num_layers, network.num_layers = network.num_layers, 0
-    first_UD, first_ID = network.represent(graph, TextFeatures.build(item_IT.to(device), graph))  # layer 0
+    first_UD, first_ID = network(graph, TextFeatures.build(item_IT.to(device), graph))  # layer 0
     network.num_layers = num_layers
     user_UD, item_ID = graph.propagate(first_UD, first_ID, num_layers)
     context_ID = item_context(graph, first_UD, first_ID, num_layers)

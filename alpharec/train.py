@@ -300,7 +300,7 @@ class Training:
     @torch.no_grad()
     def represent(self) -> tuple[Tensor, Tensor]:
         """Return final representations whose dot products are scores. Shapes: user_UD [U, D], item_ID [I, D]."""
-        user_UD, item_ID = self.model.represent(self.graph, self.features)
+        user_UD, item_ID = self.model(self.graph, self.features)
         return self.objective.scale(user_UD), self.objective.scale(item_ID)
 
     def snapshot(self) -> State:
@@ -399,7 +399,7 @@ def represent(dataset: Dataset, item_IT: Tensor, model: Artifact) -> tuple[Tenso
     """Return a trained model's representations, whose dot products are scores. Shapes: -> [U, D], [I, D]."""
     network, objective = load_model(model.settings, model.read_tensors("model.safetensors"))
     graph = build_graph(dataset)
-    user_UD, item_ID = network.represent(graph, TextFeatures.build(item_IT, graph))
+    user_UD, item_ID = network(graph, TextFeatures.build(item_IT, graph))
     return objective.scale(user_UD), objective.scale(item_ID)
 
 

@@ -115,19 +115,39 @@ def test_forward_is_the_plain_formulation(
 
 
 @pytest.mark.parametrize("commute", [True, False])
-@pytest.mark.parametrize("users_at_once", [1, 4, 9, 100])
-def test_represent_is_forward(monkeypatch: pytest.MonkeyPatch, commute: bool, users_at_once: int) -> None:
-    monkeypatch.setattr(alpharec.model, "USERS_AT_ONCE", users_at_once)
+@pytest.mark.parametrize("units_at_once", [1, 4, 11, 100])
+def test_slices_of_hidden_units_change_nothing(
+    monkeypatch: pytest.MonkeyPatch, commute: bool, units_at_once: int
+) -> None:
     graph, model = graph_of(random_seen()), AlphaRec(6, hidden_width=11, width=5).double()
     features = TextFeatures.build(normal(14, 6), graph, commute=commute)
-    for one, other in zip(model.represent(graph, features), model(graph, features), strict=True):
-        assert not one.requires_grad
-        torch.testing.assert_close(one, other, rtol=0, atol=1e-14)  # float64; a product may depend on its row count
+    wanted = model(graph, features)
+    gradients = torch.autograd.grad(sum(x.square().sum() for x in wanted), tuple(model.parameters()))
+    monkeypatch.setattr(alpharec.model, "UNITS_AT_ONCE", units_at_once)
+    with torch.no_grad():
+        for one, other in zip(model(graph, features), wanted, strict=True):
+            assert not one.requires_grad
+            torch.testing.assert_close(one, other, rtol=0, atol=1e-14)  # float64; slices add up in another order
+    sliced = torch.autograd.grad(sum(x.square().sum() for x in model(graph, features)), tuple(model.parameters()))
+    for one, other in zip(sliced, gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-12)  # sums of 26 rows of size 1
+
+
+def test_bfloat16_products_stay_near_and_keep_the_weights_precision() -> None:
+    graph, model = graph_of(random_seen()), AlphaRec(6, hidden_width=11, width=5)
+    exact = model(graph, TextFeatures.build(normal(14, 6).float(), graph))
+    rounded = model(graph, TextFeatures.build(normal(14, 6).float(), graph, precision=torch.bfloat16))
+    for one, other in zip(rounded, exact, strict=True):
+        assert one.dtype == torch.float32
+        torch.testing.assert_close(one, other, rtol=0, atol=0.05)  # 2^-8 a rounding, four roundings, values near 1
+        assert not torch.equal(one, other)
+    rounded[0].square().sum().backward()
+    assert all(weight.grad.dtype == torch.float32 for weight in model.parameters())
 
 
 def test_user_means_are_kept_where_that_is_cheaper() -> None:
     graph = graph_of(random_seen())
-    width = 8 * graph.num_interactions // 9  # the widest T with U x T <= 8 E
+    width = 4 * graph.num_interactions // 9  # the widest T with U x T <= 4 E
     kept, dropped = (TextFeatures.build(normal(14, text_width), graph) for text_width in (width, width + 1))
     assert kept.user_UT is not None
     assert dropped.user_UT is None
@@ -381,7 +401,7 @@ def checkerboard(size: int = 24) -> Tensor:
 
 def rank_of_answer(model: AlphaRec, graph: InteractionGraph, features: TextFeatures, objective: Objective) -> Tensor:
     """Return how many of its 12 other unseen items each user is offered before its answer."""
-    user_UD, item_ID = (objective.scale(x) for x in model.represent(graph, features))
+    user_UD, item_ID = (objective.scale(x) for x in model(graph, features))
     score_UI = (user_UD @ item_ID.T).masked_fill(checkerboard(), -math.inf)
     return (score_UI > score_UI.diagonal()[:, None]).sum(1)
 

@@ -186,6 +186,9 @@ class TrainSettings(Section):
     num_negatives: int = Field(256, ge=1, description="negatives per positive; bpr takes 1")
     batch_size: int = Field(4096, ge=1, description="positives per step, over all workers")
     learning_rate: float = Field(5e-4, gt=0, description="Adam's, constant")
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="of the projector's matrix products; weights and sums of gradients stay float32"
+    )
     max_epochs: int = Field(500, ge=1, description="an epoch draws as many positives as there are train interactions")
     evaluate_every: int = Field(5, ge=1, description="epochs between two validations")
     patience: int = Field(20, ge=1, description="validations without a better score before the run stops")

@@ -40,7 +40,7 @@ DECIDES: Any = {
     "seed": True,
     "model": True,
     "train": {
-        "loss", "temperature", "num_negatives", "batch_size", "learning_rate",
+        "loss", "temperature", "num_negatives", "batch_size", "learning_rate", "precision",
         "max_epochs", "evaluate_every", "patience", "select_on",
     },
     "evaluate": {"select_k", "valid_mask"},
@@ -253,7 +253,8 @@ class Training:
     ) -> Training:
         """Set a run up from arrays. Shapes: item_IT [I, T], float32."""
         graph = build_graph(dataset, part).to(device)
-        features = TextFeatures.build(item_IT.to(device), graph)
+        precision = getattr(torch, settings.train.precision)
+        features = TextFeatures.build(item_IT.to(device), graph, precision=precision)
         model = build_model(settings, item_IT.shape[1]).to(device)
         return cls(settings, graph, features, model, Selection.build(settings, dataset, graph))
 

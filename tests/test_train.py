@@ -21,7 +21,7 @@ from alpharec.catalog import Dataset, Pairs, load_dataset, prepare
 from alpharec.config import Settings
 from alpharec.graph import Part
 from alpharec.ranking import evaluate
-from alpharec.train import Training, TrainingError, evaluate_model, fit, popularity, truth_and_seen
+from alpharec.train import Training, TrainingError, evaluate_model, fit, model_version, popularity, truth_and_seen
 from alpharec.vectors import load_vectors
 
 USERS, ITEMS, WIDTH = 40, 60, 16
@@ -100,6 +100,21 @@ def _share_of_own_half(inputs: tuple[Store, Artifact, Artifact], training: Train
         best = unseen[(item_ID[unseen] @ user_UD[user]).argsort(descending=True)[:num_own].numpy()]
         right, total = right + int((best % 2 == user % 2).sum()), total + num_own
     return right / total
+
+
+def test_bfloat16_products_follow_the_same_curve_and_are_another_model(
+    inputs: tuple[Store, Artifact, Artifact], tmp_path: Path
+) -> None:
+    curves, versions = [], set()
+    for precision in ("float32", "bfloat16"):
+        settings = make_settings(tmp_path, precision=precision)
+        training = build(inputs, settings)
+        curves.append([training.step() for _ in range(20)])
+        assert all(weight.dtype == torch.float32 for weight in training.model.parameters())
+        versions.add(model_version(settings, *inputs[1:]))
+    assert curves[0] != curves[1]
+    np.testing.assert_allclose(*curves, rtol=0.02)  # 2^-8 = 0.004 a rounding
+    assert len(versions) == 2
 
 
 def test_same_seed_same_bits_and_another_seed_differs(inputs: tuple[Store, Artifact, Artifact], tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from alpharec.config import PAPER_HIDDEN_WIDTH, PRESETS, ModelSettings, Settings, SettingsError, load_settings
 
 CONFIGS = sorted((Path(__file__).parents[1] / "jobs" / "configs").glob("*.toml"))
-NUM_SETTINGS = 82
+NUM_SETTINGS = 83
 
 
 def toml(folder: Path, content: str) -> str:
@@ -46,6 +46,7 @@ def keys(section: type[BaseModel], prefix: str = "") -> list[str]:
         "train.num_negatives": 256,
         "train.temperature": 0.15,
         "train.loss": "infonce",
+        "train.precision": "float32",
         "train.max_epochs": 500,
         "train.evaluate_every": 5,
         "train.patience": 20,

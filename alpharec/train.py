@@ -153,6 +153,7 @@ def _worker(config: dict[str, Any]) -> str:
     torch.set_num_threads(config["threads"])
     show_progress()
     warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+    warnings.filterwarnings("ignore", message=".*is deprecated. Please use `torch.distributed")  # new in 2.13
     context = ray.train.get_context()
     training = Training.build(
         settings,

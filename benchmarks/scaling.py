@@ -31,6 +31,7 @@ WARM_UP = 3
 def work(rank: int, size: int, folder: str, graph: tuple[Tensor, Tensor, int, int], hidden: int, steps: int) -> None:
     """Train in one process; the first writes losses and seconds a step."""
     warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+    warnings.filterwarnings("ignore", message=".*is deprecated. Please use `torch.distributed")  # new in 2.13
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=size)
     users, items, num_users, num_items = graph

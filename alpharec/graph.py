@@ -2,8 +2,8 @@
 
 Shapes: U users of this worker, I items, E interactions, B batch, N negatives, D any width.
 
-Users are divided over workers, items are known to all. One primitive carries everything between workers: the sum of a
-matrix over them. Plain torch and torch-geometric; Ray is not needed here.
+Users are divided over workers, items are known to all. What goes between workers goes through ``Part``: sums of a
+matrix, rows gathered from all, and one's own rows of a sum. Plain torch and torch-geometric; Ray is not needed here.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ class Part:
 
     def rows(self, num_rows: int) -> slice:
         """Return this worker's share of the rows of a matrix that is divided in equal blocks, the last ones shorter."""
-        block = -(-num_rows // self.size)
+        block = self._block(num_rows)
         return slice(min(block * self.rank, num_rows), min(block * (self.rank + 1), num_rows))
 
     def gather(self, x: Tensor, num_rows: int) -> Tensor:
         """Return the whole matrix of which every worker holds its share ``rows``."""
         if self.size == 1:
             return x
-        block = -(-num_rows // self.size)
+        block = self._block(num_rows)
         whole = x.new_empty(block * self.size, *x.shape[1:])
         torch.distributed.all_gather_into_tensor(whole, _padded(x, block))
         return whole[:num_rows]
@@ -58,10 +58,13 @@ class Part:
         """Add ``x`` up over all workers; return this worker's share ``rows`` of the sum."""
         if self.size == 1:
             return x
-        rows, block = self.rows(len(x)), -(-len(x) // self.size)
+        rows, block = self.rows(len(x)), self._block(len(x))
         share = x.new_empty(block, *x.shape[1:])
         torch.distributed.reduce_scatter_tensor(share, _padded(x, block * self.size))
         return share[: rows.stop - rows.start]
+
+    def _block(self, num_rows: int) -> int:
+        return -(-num_rows // self.size)
 
 
 def _padded(x: Tensor, num_rows: int) -> Tensor:

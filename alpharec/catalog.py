@@ -87,6 +87,10 @@ class Dataset:
     def num_items(self) -> int:
         return len(self.item_ids)
 
+    @property
+    def splits(self) -> dict[str, Pairs]:
+        return {split: getattr(self, split) for split in SPLITS}
+
 
 @dataclass(frozen=True)
 class InputFile:
@@ -179,8 +183,7 @@ def prepare(store: Store, settings: Settings) -> Artifact:
     draft = store.draft("datasets", settings.name, version)
     draft.write_table("items.parquet", pa.table({"item_id": dataset.item_ids, "title": dataset.titles}))
     draft.write_table("users.parquet", pa.table({"user_id": dataset.user_ids}))
-    for split in SPLITS:
-        pairs: Pairs = getattr(dataset, split)
+    for split, pairs in dataset.splits.items():
         draft.write_table(
             f"{split}.parquet", pa.table({"user": pairs.users.astype(np.int32), "item": pairs.items.astype(np.int32)})
         )
@@ -196,16 +199,40 @@ def load_dataset(artifact: Artifact) -> Dataset:
     """Load a dataset that ``prepare`` wrote."""
     items = artifact.read_table("items.parquet")
     users = artifact.read_table("users.parquet")
-    tables = {split: artifact.read_table(f"{split}.parquet") for split in SPLITS}
     return Dataset(
         item_ids=items["item_id"].combine_chunks(),
         titles=items["title"].combine_chunks(),
         user_ids=users["user_id"].combine_chunks(),
-        **{
-            split: Pairs(table["user"].to_numpy().astype(np.int64), table["item"].to_numpy().astype(np.int64))
-            for split, table in tables.items()
-        },
+        **{split: _pairs(artifact.read_table(f"{split}.parquet")) for split in SPLITS},
     )
+
+
+def read_degrees(artifact: Artifact) -> Ints:
+    """Count each user's train interactions in a dataset, a piece of the file at a time. Shapes: -> (U,)."""
+    degrees = np.zeros(artifact.summary["users"], np.int64)
+    with artifact.open_table("train.parquet") as table:
+        for piece in table.iter_batches(columns=["user"]):
+            users = piece["user"].to_numpy()  # sorted, so a piece holds a narrow range of users
+            if len(users):
+                degrees[users[0] : users[-1] + 1] += np.bincount(users - users[0], minlength=users[-1] - users[0] + 1)
+    return degrees
+
+
+def read_pairs(artifact: Artifact, split: str, first: int, last: int) -> Pairs:
+    """Read a split's interactions of users ``first`` to ``last`` - 1 alone: pairs are sorted by user."""
+    with artifact.open_table(f"{split}.parquet") as table:
+        column, found = table.schema_arrow.get_field_index("user"), []
+        for group in range(table.num_row_groups):
+            users = table.metadata.row_group(group).column(column).statistics
+            if users is not None and users.min < last and users.max >= first:
+                found.append(group)
+        pairs = _pairs(table.read_row_groups(found))
+    mine = slice(*np.searchsorted(pairs.users, [first, last]))
+    return Pairs(pairs.users[mine], pairs.items[mine])
+
+
+def _pairs(table: pa.Table) -> Pairs:
+    return Pairs(table["user"].to_numpy().astype(np.int64), table["item"].to_numpy().astype(np.int64))
 
 
 def _version(inputs: dict[str, InputFile], settings: Settings) -> str:

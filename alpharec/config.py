@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     CliSettingsSource,
@@ -196,12 +196,30 @@ class TrainSettings(Section):
     select_on: Literal["valid", "test"] = Field(
         "valid", description="split that picks the epoch; test repeats the official code, for comparison only"
     )
-    num_workers: int = Field(1, ge=1, description="Ray Train workers; the result does not depend on it")
+    checkpoint_minutes: float = Field(10.0, gt=0, description="minutes between two checkpoints inside a long epoch")
+    num_workers: int | tuple[int, int] = Field(
+        1,
+        description="Ray Train workers, or the fewest and the most, e.g. [2, 8]: the run goes on with those left when "
+        "nodes leave, and grows when nodes come. The result does not depend on it",
+    )
+    resize_seconds: float = Field(60.0, ge=0, description="seconds between two looks for room for more workers")
     cpus_per_worker: int | None = Field(
         None, ge=1, description="CPUs (and torch threads) of a worker; unset: the cluster's, shared by the workers"
     )
     use_gpu: bool = Field(False, description="a GPU for each worker")
     max_failures: int = Field(2, ge=0, description="worker failures survived by going back to the last checkpoint")
+
+    @field_validator("num_workers", mode="before")
+    @classmethod
+    def _check_workers(cls, given: Any) -> Any:
+        numbers = given if isinstance(given, list | tuple) else [given]  # the command line gives a list
+        try:
+            fewest, most = int(str(numbers[0])), int(str(numbers[-1]))
+        except (ValueError, IndexError):
+            fewest, most = 0, 0
+        if len(numbers) > 2 or not 1 <= fewest <= most:
+            raise ValueError("must be a number from 1, or the fewest and the most, e.g. 2,8")
+        return fewest if len(numbers) == 1 else (fewest, most)
 
     @model_validator(mode="after")
     def _check_loss(self) -> TrainSettings:
@@ -210,6 +228,11 @@ class TrainSettings(Section):
                 f"train.loss = bpr takes one negative (got train.num_negatives = {self.num_negatives}); set it to 1"
             )
         return self
+
+    @property
+    def most_workers(self) -> int:
+        """Return the largest number of workers the run may have."""
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[1]
 
 
 class EvaluateSettings(Section):

@@ -18,6 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch_geometric import EdgeIndex
 
+MOST_INTERACTIONS = 2**31 - 1  # of a worker: index lists are int32
+VIRTUAL_SHARDS = 1024  # ranges of users of about equal cost; workers divide them, so at most 0.1% is out of balance
+
 
 @dataclass(frozen=True)
 class Part:
@@ -80,32 +83,48 @@ class InteractionGraph:
     product is ``embedding_bag`` over the index lists, measured 3 to 5 times as fast on CPU as torch's CSR product.
 
     Args:
-        users, items: int64 [E], the train interactions of all users; a pair may occur once.
+        users, items: int64 [E], train interactions, in any order; a pair may occur once.
         num_users, num_items: sizes of the whole graph.
-        part: the worker; it keeps a contiguous range of users that holds its share of interactions.
+        part: the worker; it keeps the users of its share of the virtual shards.
+        user_degree: int64 [num_users], train interactions of every user. Then ``users`` and ``items`` need to hold only
+            those of the worker's own users (``user_range``); without it, those of all users.
 
     Raises:
-        ValueError: an index is out of range or a pair occurs twice.
+        ValueError: an index is out of range, a pair occurs twice, or the worker's part is too large for its lists.
     """
 
-    def __init__(self, users: Tensor, items: Tensor, *, num_users: int, num_items: int, part: Part = Part()) -> None:
+    def __init__(
+        self,
+        users: Tensor,
+        items: Tensor,
+        *,
+        num_users: int,
+        num_items: int,
+        part: Part = Part(),
+        user_degree: Tensor | None = None,
+    ) -> None:
         _check_pairs(users, items, num_users, num_items)
-        order = torch.argsort(users * num_items + items)
-        users, items = users[order], items[order]
+        own_alone = user_degree is not None
+        if user_degree is None:
+            user_degree = torch.bincount(users, minlength=num_users)
         self.part, self.num_users, self.num_items = part, num_users, num_items
-        self.num_interactions = len(users)
-        all_user_degree = torch.bincount(users, minlength=num_users)
-        self.train_users = all_user_degree.nonzero().squeeze(1)
-        self.sated_users = (all_user_degree == num_items).nonzero().squeeze(1)
-        self.first_user, last_user = _balanced_range(all_user_degree, part)
-        mine = slice(*torch.searchsorted(users, torch.tensor([self.first_user, last_user])).tolist())
+        self.num_interactions = int(user_degree.sum())
+        self.train_users = user_degree.nonzero().squeeze(1)
+        self.sated_users = (user_degree == num_items).nonzero().squeeze(1)
+        self.first_user, last_user = user_range(user_degree, part)
+        self.user_degree_U = user_degree[self.first_user : last_user]
+        self.item_degree_I = torch.bincount(items, minlength=num_items)
+        if own_alone:
+            self.item_degree_I = part.sum(self.item_degree_I)
+        mine = (users >= self.first_user) & (users < last_user)
+        users, items = users[mine] - self.first_user, items[mine]
+        _check_own(users, self.user_degree_U)
+        order = torch.argsort(users * num_items + items)
         self.edges = EdgeIndex(
-            torch.stack([users[mine] - self.first_user, items[mine]]),
+            torch.stack([users[order], items[order]]),
             sparse_size=(last_user - self.first_user, num_items),
             sort_order="row",
         ).fill_cache_()
-        self.user_degree_U = all_user_degree[self.first_user : last_user]
-        self.item_degree_I = torch.bincount(items, minlength=num_items)
         self._index()
 
     def _index(self) -> None:
@@ -199,12 +218,16 @@ def _inverse(x: Tensor) -> Tensor:
     return torch.where(x > 0, 1 / x, torch.zeros_like(x))
 
 
-def _balanced_range(user_degree_U: Tensor, part: Part) -> tuple[int, int]:
+def user_range(user_degree_U: Tensor, part: Part) -> tuple[int, int]:
+    """Return the first user of a worker and the one after its last, from all users' train interactions.
+
+    Its users are its share of the virtual shards, which are the same whatever the workers.
+    """
     # A user costs its interactions plus about 8 for its row in the projector.
     cost = torch.cumsum(user_degree_U + 8, 0)
     total = int(cost[-1]) if len(cost) else 0
-    cuts = torch.tensor([total * part.rank // part.size, total * (part.rank + 1) // part.size])
-    first, last = torch.searchsorted(cost, cuts).tolist()
+    shards = [VIRTUAL_SHARDS * rank // part.size for rank in (part.rank, part.rank + 1)]
+    first, last = torch.searchsorted(cost, torch.tensor([total * shard // VIRTUAL_SHARDS for shard in shards])).tolist()
     return first, len(user_degree_U) if part.rank == part.size - 1 else last
 
 
@@ -217,6 +240,13 @@ def _check_pairs(users: Tensor, items: Tensor, num_users: int, num_items: int) -
     if len(twice):
         user, item = divmod(int(twice[0]), num_items)
         raise ValueError(f"graph: {len(twice)} pairs occur twice (got user {user}, item {item}); keep each pair once")
+
+
+def _check_own(users: Tensor, user_degree_U: Tensor) -> None:
+    if len(users) > MOST_INTERACTIONS:
+        raise ValueError(f"graph: a worker holds at most 2^31 - 1 interactions (got {len(users)}); use more workers")
+    if not torch.equal(torch.bincount(users, minlength=len(user_degree_U)), user_degree_U):
+        raise ValueError("graph: user_degree does not count the pairs of this worker's users; pass all of their pairs")
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ class TextFeatures:
     @classmethod
     def build(
         cls,
-        item_IT: Tensor,
+        item_ST: Tensor,
         graph: InteractionGraph,
         *,
         commute: bool | None = None,
@@ -51,21 +51,29 @@ class TextFeatures:
     ) -> TextFeatures:
         """Keep user means where that is cheaper: where U x T <= 4 E; ``commute`` decides by hand.
 
-        ``precision``, e.g. bfloat16, is that of the projector's matrix products; weights, their gradients and
-        representations keep the weights' own. None: the vectors'.
+        ``item_ST`` are the vectors of this worker's share of items (``part.rows``). ``precision``, e.g. bfloat16, is
+        that of the projector's matrix products; weights, their gradients and representations keep the weights' own.
+        None: the vectors'.
 
         Raises:
-            ValueError: the vectors do not cover the graph's items, or are not finite.
+            ValueError: the vectors do not cover the worker's items, or are not finite.
         """
-        if len(item_IT) != graph.num_items:
-            raise ValueError(f"title vectors must cover {graph.num_items} items (got {len(item_IT)} rows)")
-        if not torch.isfinite(item_IT).all():
-            row = int((~torch.isfinite(item_IT)).any(1).nonzero()[0])
+        rows = graph.part.rows(graph.num_items)
+        if len(item_ST) != rows.stop - rows.start:
+            raise ValueError(f"title vectors must cover {rows.stop - rows.start} items (got {len(item_ST)} rows)")
+        if not torch.isfinite(item_ST).all():
+            row = rows.start + int((~torch.isfinite(item_ST)).any(1).nonzero()[0])
             raise ValueError(f"title vectors must be finite (got NaN or infinity for item {row}); embed again")
+        precision = precision or item_ST.dtype
         if commute is None:
-            commute = graph.num_users * item_IT.shape[1] > ADDITION_COST * graph.num_interactions
-        item_ST = item_IT[graph.part.rows(graph.num_items)].to(precision or item_IT.dtype)
-        return cls(item_ST, None if commute else graph.mean_of_items(item_IT).to(item_ST.dtype))
+            commute = graph.num_users * item_ST.shape[1] > ADDITION_COST * graph.num_interactions
+        if commute:
+            return cls(item_ST.to(precision), None)
+        # Some columns at a time, so that no worker ever holds the vectors of all items.
+        columns = (
+            graph.mean_of_items(graph.gather_items(part)).to(precision) for part in item_ST.split(UNITS_AT_ONCE, 1)
+        )
+        return cls(item_ST.to(precision), torch.cat(list(columns), 1))
 
 
 class AlphaRec(nn.Module):

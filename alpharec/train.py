@@ -10,7 +10,7 @@ import logging
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,15 +19,16 @@ import pyarrow as pa
 import pyarrow.fs
 import ray
 import ray.train
+import ray.train.collective
 import ray.train.torch
 import safetensors.torch
 import torch
 from torch import Tensor
 
 from alpharec.artifacts import Artifact, Store, digest
-from alpharec.catalog import Dataset, Pairs, load_dataset
+from alpharec.catalog import SPLITS, Dataset, Pairs, load_dataset, read_degrees, read_pairs
 from alpharec.config import EvaluateSettings, Settings
-from alpharec.graph import InteractionGraph, Part, Sampler
+from alpharec.graph import InteractionGraph, Part, Sampler, user_range
 from alpharec.model import AlphaRec, NonFiniteLossError, Objective, TextFeatures, train_step
 from alpharec.ranking import Evaluation, Lists, evaluate, item_popularity_groups, user_activity_groups
 from alpharec.runtime import connect, cpus_each, show_progress
@@ -119,12 +120,15 @@ def _claim_run(store: Store, run: str, version: str, settings: Settings, vectors
 def _run_workers(store: Store, settings: Settings, run: str, dataset: Artifact, vectors: Artifact) -> Any:
     train = settings.train
     connect(settings)
-    cpus = train.cpus_per_worker or cpus_each(train.num_workers)
+    cpus = train.cpus_per_worker or cpus_each(train.most_workers)
     trainer = ray.train.torch.TorchTrainer(
         _worker,  # type: ignore[arg-type]  # its result is a documented part of Result
         train_loop_config={"settings": settings, "dataset": dataset, "vectors": vectors, "threads": cpus},
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=train.num_workers, use_gpu=train.use_gpu, resources_per_worker={"CPU": cpus}
+        scaling_config=ray.train.ScalingConfig(  # type: ignore[call-arg]  # mypy sees the V1 class
+            num_workers=train.num_workers,  # type: ignore[arg-type]
+            use_gpu=train.use_gpu,
+            resources_per_worker={"CPU": cpus},
+            elastic_resize_monitor_interval_s=train.resize_seconds,
         ),
         run_config=ray.train.RunConfig(  # type: ignore[call-arg]  # mypy sees the V1 class
             name=run,
@@ -157,8 +161,8 @@ def _worker(config: dict[str, Any]) -> str:
     context = ray.train.get_context()
     training = Training.build(
         settings,
-        load_dataset(config["dataset"]),
-        torch.from_numpy(load_vectors(config["vectors"])).float(),
+        config["dataset"],
+        config["vectors"],
         part=Part(context.get_world_rank(), context.get_world_size()),
         device=ray.train.torch.get_device(),
     )
@@ -166,21 +170,50 @@ def _worker(config: dict[str, Any]) -> str:
     if checkpoint is not None:
         with checkpoint.as_directory() as folder:
             training.restore(State.load(Path(folder)))
-        logger.info("train: going on after epoch %s", training.state.epoch)
+        state = training.state
+        logger.info("train: going on after epoch %s, step %s", state.epoch, state.step)
     try:
-        for due in training.run():
+        for due in training.run(_Lookout(settings.train.checkpoint_minutes * 60)):
             _report(training, due=due)
     except NonFiniteLossError as error:
         return str(error)
     return ""
 
 
+class _Lookout:
+    """Says, at the same step on every worker, when a checkpoint is wanted before the epoch ends.
+
+    That is when a node of the run was told to leave, or when the last checkpoint is ``checkpoint_s`` seconds old.
+    Asking is a barrier, so it is done every two seconds or so, counted in steps.
+    """
+
+    PERIOD_S = 2.0
+
+    def __init__(self, checkpoint_s: float) -> None:
+        self.checkpoint_s, self.saved_at = checkpoint_s, time.monotonic()
+        self.asked_at, self.steps, self.left = time.monotonic(), 1, 1
+
+    def __call__(self) -> bool:
+        self.left -= 1
+        if self.left:
+            return False
+        now = time.monotonic()
+        steps = min(max(1, int(self.steps * self.PERIOD_S / max(now - self.asked_at, 1e-6))), 4 * self.steps)
+        wanted = ray.train.get_preemption_info() is not None or now - self.saved_at > self.checkpoint_s
+        wanted, steps = ray.train.collective.broadcast_from_rank_zero((wanted, steps))
+        self.saved_at = now if wanted else self.saved_at
+        self.asked_at, self.steps, self.left = now, steps, steps
+        return bool(wanted)
+
+
 def _report(training: Training, *, due: bool) -> None:
-    entry = training.state.history[-1]
-    if training.graph.part.rank == 0:
-        shown = [f"{name} {entry[name]:.4f}" for name in entry if name not in ("epoch", "step", "seconds")]
-        logger.info("train: epoch %s, %s, %.1f s", entry["epoch"], ", ".join(shown), entry["seconds"])
-    if not due or training.graph.part.rank != 0:
+    state, first = training.state, training.graph.part.rank == 0
+    entry = {"epoch": state.epoch, "step": state.step} if state.inside_epoch else state.history[-1]
+    if first:
+        shown = [f"{name} {entry[name]:.4f}" for name in entry if name not in ("epoch", "step", "seconds", "workers")]
+        told = f"{', '.join(shown)}, {entry['seconds']:.1f} s" if shown else "checkpoint inside an epoch"
+        logger.info("train: epoch %s, %s", entry["epoch"], told)
+    if not due or not first:
         ray.train.report(entry)
         return
     with tempfile.TemporaryDirectory() as folder:
@@ -190,10 +223,17 @@ def _report(training: Training, *, due: bool) -> None:
 
 @dataclass
 class State:
-    """Everything a run needs to go on: weights, Adam's moments, the best weights so far, and where it stands."""
+    """Everything a run needs to go on: weights, Adam's moments, the best weights so far, and where it stands.
+
+    Attributes:
+        epoch, step: how many are done; ``step`` counts over all epochs.
+        epoch_loss, epoch_seconds: sums over the steps done of an epoch that is not done.
+    """
 
     epoch: int = 0
     step: int = 0
+    epoch_loss: float = 0.0
+    epoch_seconds: float = 0.0
     best_epoch: int = 0
     best_score: float = -1.0
     waited: int = 0
@@ -203,6 +243,10 @@ class State:
     moments: dict[str, Tensor] = field(default_factory=dict)
 
     TENSORS: ClassVar = ("weights", "best_weights", "moments")
+
+    @property
+    def inside_epoch(self) -> bool:
+        return self.epoch_seconds > 0
 
     def save(self, folder: Path) -> None:
         """Write safetensors files and ``state.json``."""
@@ -246,24 +290,31 @@ class Training:
     def build(
         cls,
         settings: Settings,
-        dataset: Dataset,
-        item_IT: Tensor,
+        dataset: Artifact,
+        vectors: Artifact,
         *,
         part: Part = Part(),
-        device: torch.device | str = "cpu",
+        device: torch.device = torch.device("cpu"),
     ) -> Training:
-        """Set a run up from arrays. Shapes: item_IT [I, T], float32."""
-        graph = build_graph(dataset, part).to(device)
+        """Set a run up, reading of the artifacts only what this worker works on."""
+        graph = read_graph(dataset, part)
+        item_ST = torch.from_numpy(load_vectors(vectors, part.rows(graph.num_items))).float()
+        selection, graph = Selection.build(settings, dataset, graph, device), graph.to(device)
         precision = getattr(torch, settings.train.precision)
-        features = TextFeatures.build(item_IT.to(device), graph, precision=precision)
-        model = build_model(settings, item_IT.shape[1]).to(device)
-        return cls(settings, graph, features, model, Selection.build(settings, dataset, graph))
+        features = TextFeatures.build(item_ST.to(device), graph, precision=precision)
+        return cls(settings, graph, features, build_model(settings, item_ST.shape[1]).to(device), selection)
 
-    def run(self) -> Iterator[bool]:
-        """Train to the end, yielding after each epoch whether a checkpoint is due."""
+    def run(self, wants_checkpoint: Callable[[], bool] = lambda: False) -> Iterator[bool]:
+        """Train to the end, yielding after each epoch whether a checkpoint is due.
+
+        ``wants_checkpoint`` is asked after every step; where it says so, True is yielded inside the epoch.
+        """
         train, state = self.settings.train, self.state
         while state.epoch < train.max_epochs and state.waited < train.patience:
-            entry = self._epoch()
+            while self._take_step():
+                if wants_checkpoint():
+                    yield True
+            entry = self._end_epoch()
             last = state.epoch == train.max_epochs
             if state.epoch % train.evaluate_every == 0 or last:
                 entry |= self._validate()
@@ -271,14 +322,20 @@ class Training:
             stops = last or state.waited >= train.patience
             yield stops or state.epoch % train.checkpoint_every == 0
 
-    def _epoch(self) -> dict[str, Any]:
-        started, total = time.monotonic(), 0.0
-        for _ in range(self.sampler.steps_per_epoch):
-            total += self.step()
-        self.state.epoch += 1
-        seconds = time.monotonic() - started
-        loss = total / self.sampler.steps_per_epoch
-        return {"epoch": self.state.epoch, "step": self.state.step, "loss": loss, "seconds": round(seconds, 3)}
+    def _take_step(self) -> bool:
+        """Take the next step; return whether the epoch has more."""
+        started = time.monotonic()
+        self.state.epoch_loss += self.step()
+        self.state.epoch_seconds += time.monotonic() - started
+        return self.state.step % self.sampler.steps_per_epoch != 0
+
+    def _end_epoch(self) -> dict[str, Any]:
+        state = self.state
+        state.epoch += 1
+        loss, seconds = state.epoch_loss / self.sampler.steps_per_epoch, round(state.epoch_seconds, 3)
+        state.epoch_loss = state.epoch_seconds = 0.0
+        workers = self.graph.part.size
+        return {"epoch": state.epoch, "step": state.step, "loss": loss, "seconds": seconds, "workers": workers}
 
     def step(self) -> float:
         """Take the next optimiser step; return the mean loss over all workers."""
@@ -334,11 +391,11 @@ class Selection:
     settings: EvaluateSettings
 
     @classmethod
-    def build(cls, settings: Settings, dataset: Dataset, graph: InteractionGraph) -> Selection:
-        """Take this worker's users."""
-        split, chosen = settings.train.select_on, settings.evaluate
-        truth, seen = truth_and_seen(dataset, split, chosen, first=graph.first_user, count=graph.num_local_users)
-        device = graph.user_degree_U.device
+    def build(cls, settings: Settings, dataset: Artifact, graph: InteractionGraph, device: torch.device) -> Selection:
+        """Read what this worker's users have."""
+        split, chosen, first = settings.train.select_on, settings.evaluate, graph.first_user
+        pairs = {name: read_pairs(dataset, name, first, first + graph.num_local_users) for name in SPLITS}
+        truth, seen = truth_and_seen(pairs, split, chosen, first=first, count=graph.num_local_users)
         return cls(f"{split}_recall@{chosen.select_k}", truth.to(device), seen.to(device), graph.part, chosen)
 
     def score(self, user_UD: Tensor, item_ID: Tensor) -> float:
@@ -387,7 +444,7 @@ def measure(
     items, users = item_popularity_groups(train, dataset.num_items), user_activity_groups(train)
     found = {}
     for split in ("valid", "test"):
-        truth, seen = truth_and_seen(dataset, split, settings)
+        truth, seen = truth_and_seen(dataset.splits, split, settings, count=dataset.num_users)
         found[split] = evaluate(
             user_UD, item_ID, truth=truth, seen=seen, ks=settings.ks, block_size=settings.block_size, item_groups=items
         )
@@ -411,14 +468,27 @@ def popularity(dataset: Dataset) -> tuple[Tensor, Tensor]:
     return torch.ones(dataset.num_users, 1), count_I[:, None].float()
 
 
-def build_graph(dataset: Dataset, part: Part = Part()) -> InteractionGraph:
-    """Return the train graph of a dataset."""
+def build_graph(dataset: Dataset) -> InteractionGraph:
+    """Return the whole train graph of a dataset."""
     return InteractionGraph(
         torch.from_numpy(dataset.train.users),
         torch.from_numpy(dataset.train.items),
         num_users=dataset.num_users,
         num_items=dataset.num_items,
+    )
+
+
+def read_graph(dataset: Artifact, part: Part) -> InteractionGraph:
+    """Return a worker's part of the train graph, reading no interaction of other workers' users."""
+    degree = torch.from_numpy(read_degrees(dataset))
+    own = read_pairs(dataset, "train", *user_range(degree, part))
+    return InteractionGraph(
+        torch.from_numpy(own.users),
+        torch.from_numpy(own.items),
+        num_users=dataset.summary["users"],
+        num_items=dataset.summary["items"],
         part=part,
+        user_degree=degree,
     )
 
 
@@ -444,17 +514,16 @@ def load_model(settings: Mapping[str, Any], weights: Mapping[str, Tensor]) -> tu
 
 
 def truth_and_seen(
-    dataset: Dataset, split: str, settings: EvaluateSettings, *, first: int = 0, count: int | None = None
+    pairs: Mapping[str, Pairs], split: str, settings: EvaluateSettings, *, first: int = 0, count: int
 ) -> tuple[Lists, Lists]:
     """Return a split's truth and the items masked when ranking for it, for users first..first+count-1.
 
     Test masks train and valid. Valid masks train; ``valid_mask = train+test`` also test, as the official code does.
     """
-    count = dataset.num_users if count is None else count
-    test_seen = split == "valid" and settings.valid_mask == "train+test"
-    others = [dataset.train] + ([dataset.valid] if split == "test" else [dataset.test] if test_seen else [])
-    truth = _lists([dataset.valid if split == "valid" else dataset.test], first, count)
-    return truth, _lists(others, first, count)
+    both = split == "test" or settings.valid_mask == "train+test"
+    masked = [name for name in SPLITS if name != split] if both else ["train"]
+    truth, seen = (_lists([pairs[name] for name in names], first, count) for names in ([split], masked))
+    return truth, seen
 
 
 def _lists(splits: list[Pairs], first: int, count: int) -> Lists:

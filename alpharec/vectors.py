@@ -379,21 +379,25 @@ def _classify(now: _Spill, before: _Spill, place: Int64s) -> tuple[int, int, int
 # ---------------------------------------------------------------- read
 
 
-def load_vectors(artifact: Artifact) -> npt.NDArray[np.float16]:
-    """Load the vectors of a version, one row an item, zero for an item in quarantine. Shapes: -> [I, T], fp16."""
-    vectors = np.zeros((artifact.summary["items"], artifact.summary["width"]), np.float16)
-    for rows, part in iter_vectors(artifact):
+def load_vectors(artifact: Artifact, items: slice = slice(None)) -> npt.NDArray[np.float16]:
+    """Load the vectors of a version, one row an item, zero for an item in quarantine; of some items, or all.
+
+    Shapes: -> [I, T], fp16.
+    """
+    num_items = len(range(artifact.summary["items"])[items])
+    vectors = np.zeros((num_items, artifact.summary["width"]), np.float16)
+    for rows, part in iter_vectors(artifact, items):
         vectors[rows] = part
     return vectors
 
 
-def iter_vectors(artifact: Artifact) -> Iterator[tuple[Int64s, npt.NDArray[np.float16]]]:
-    """Yield, shard by shard, the rows of items and their vectors; each file is checked against its sha256.
+def iter_vectors(artifact: Artifact, items: slice = slice(None)) -> Iterator[tuple[Int64s, npt.NDArray[np.float16]]]:
+    """Yield, shard by shard, the rows of items (from the first one asked for) and their vectors.
 
-    Shapes: (m,), [m, T].
+    Each file is checked against its sha256. Shapes: (m,), [m, T].
     """
-    items = artifact.read_table(ITEMS, columns=["shard", "row"])
-    shard, row = items["shard"].to_numpy(), items["row"].to_numpy()
+    places = artifact.read_table(ITEMS, columns=["shard", "row"])
+    shard, row = places["shard"].to_numpy()[items], places["row"].to_numpy()[items]
     order = np.argsort(shard, kind="stable")
     for number, file in shards_of(artifact).items():
         first, last = np.searchsorted(shard, [number, number + 1], sorter=order)

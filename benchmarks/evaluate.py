@@ -17,8 +17,9 @@ from common import parser, peak_rss_mb, print_result, settings_arguments
 from alpharec.artifacts import Store
 from alpharec.catalog import load_dataset, prepare
 from alpharec.config import load_settings
+from alpharec.model import Objective, TextFeatures
 from alpharec.ranking import evaluate, rank
-from alpharec.train import Training, truth_and_seen
+from alpharec.train import build_graph, build_model, truth_and_seen
 
 
 def main() -> None:
@@ -33,12 +34,14 @@ def main() -> None:
     vectors = torch.nn.functional.normalize(
         torch.randn(dataset.num_items, 384, generator=torch.Generator().manual_seed(0))
     )
-    training = Training.build(settings, dataset, vectors)
+    graph = build_graph(dataset)
+    features, model = TextFeatures.build(vectors, graph), build_model(settings, vectors.shape[1])
     loaded = peak_rss_mb()
     started = time.perf_counter()
-    user_UD, item_ID = training.represent()
+    with torch.no_grad():
+        user_UD, item_ID = map(Objective().scale, model(graph, features))
     encoded = time.perf_counter()
-    truth, seen = truth_and_seen(dataset, "test", settings.evaluate)
+    truth, seen = truth_and_seen(dataset.splits, "test", settings.evaluate, count=dataset.num_users)
     found = evaluate(user_UD, item_ID, truth=truth, seen=seen, ks=(20,), block_size=settings.evaluate.block_size)
     ended = time.perf_counter()
     # All users, those without a test item too: what publishing a list for everybody costs.

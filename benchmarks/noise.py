@@ -26,7 +26,6 @@ from alpharec.pipeline import run_stages
 from alpharec.ranking import evaluate
 from alpharec.runtime import show_progress
 from alpharec.train import Training, truth_and_seen
-from alpharec.vectors import load_vectors
 
 TEST = ("recall@20", "ndcg@20", "hr@20")
 
@@ -83,10 +82,10 @@ def main() -> None:
     )
     done = run_stages(settings, "embed")
     dataset = load_dataset(done["prepare"])
-    training = Training.build(settings, dataset, torch.from_numpy(load_vectors(done["embed"])).float())
+    training = Training.build(settings, done["prepare"], done["embed"])
     if given.draws == "independent":
         make_independent(training, given.seed)
-    truth, seen = truth_and_seen(dataset, "test", settings.evaluate)
+    truth, seen = truth_and_seen(dataset.splits, "test", settings.evaluate, count=dataset.num_users)
     curve = []
     for epoch in range(1, given.epochs + 1):
         for _ in range(training.sampler.steps_per_epoch):

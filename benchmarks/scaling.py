@@ -37,7 +37,7 @@ def work(rank: int, size: int, folder: str, graph: tuple[Tensor, Tensor, int, in
     users, items, num_users, num_items = graph
     part = InteractionGraph(users, items, num_users=num_users, num_items=num_items, part=Part(rank, size))
     vectors = torch.nn.functional.normalize(torch.randn(num_items, 384, generator=torch.Generator().manual_seed(0)))
-    features, model = TextFeatures.build(vectors, part), AlphaRec(384, hidden_width=hidden)
+    features, model = TextFeatures.build(vectors[part.part.rows(num_items)], part), AlphaRec(384, hidden_width=hidden)
     sampler = Sampler(part, seed=101, batch_size=4096, num_negatives=256)
     optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)
     objective, losses, seconds = Objective("infonce", TEMPERATURE), [], []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
 import re
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from typing import Any
 import fsspec
 import numpy as np
 import polars as pl
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -29,7 +31,9 @@ from alpharec.catalog import (
     normalize_titles,
     open_inputs,
     prepare,
+    read_degrees,
     read_inputs,
+    read_pairs,
     split_interactions,
     split_sizes,
 )
@@ -793,3 +797,20 @@ def test_grouplens_files_of_2016() -> None:
     assert (dataset.num_users, dataset.num_items) == (671, 9125)
     assert sum(report["interactions"].values()) == 100_004
     assert dataset.titles[0].as_py() == "Toy Story (1995)"
+
+
+@pytest.mark.parametrize("rows", [1, 3, 100])
+def test_a_part_of_the_users_is_read_alone(tmp_path: Path, rows: int) -> None:
+    """Row groups of some rows; user 3 has none, user 1 spans several groups."""
+    users, items = np.array([0, 1, 1, 1, 1, 2, 4, 4, 5]), np.arange(9)
+    draft = Store(str(tmp_path)).draft("datasets", "own", "v1")
+    schema = pa.schema({"user": pa.int32(), "item": pa.int32()})
+    with draft.stream_table("train.parquet", schema) as write:
+        for start in range(0, len(users), rows):
+            columns = [pa.array(side[start : start + rows], pa.int32()) for side in (users, items)]
+            write(pa.table(columns, schema=schema))
+    artifact = draft.commit(settings={}, inputs={}, summary={"users": 7})
+    assert read_degrees(artifact).tolist() == [1, 4, 1, 0, 2, 1, 0]
+    for first, last in itertools.combinations(range(8), 2):
+        found, mine = read_pairs(artifact, "train", first, last), (first <= users) & (users < last)
+        assert (found.users.tolist(), found.items.tolist()) == (users[mine].tolist(), items[mine].tolist())

@@ -19,7 +19,8 @@ from scipy.stats import chisquare
 from torch import Tensor
 from torch_geometric.nn import LGConv
 
-from alpharec.graph import Batch, InteractionGraph, Part, Sampler, _shuffle
+import alpharec.graph
+from alpharec.graph import VIRTUAL_SHARDS, Batch, InteractionGraph, Part, Sampler, _shuffle, user_range
 from alpharec.model import AlphaRec, NonFiniteLossError, Objective, TextFeatures, train_step
 
 WORKERS = (1, 2, 3, 7)
@@ -188,6 +189,32 @@ def test_ranges_partition_the_users(num_users: int, num_items: int, size: int, s
         assert part.item_degree_I.tolist() == seen_UI.sum(0).tolist()  # of all users, not of its own
 
 
+@pytest.mark.parametrize("size", [1, 2, 3, 7])
+def test_users_of_a_worker_are_whole_virtual_shards(size: int) -> None:
+    degree = torch.randint(0, 50, (20_000,), generator=torch.Generator().manual_seed(1))
+    shards = [user_range(degree, Part(shard, VIRTUAL_SHARDS)) for shard in range(VIRTUAL_SHARDS)]
+    for rank in range(size):
+        first, last = user_range(degree, Part(rank, size))
+        own = shards[VIRTUAL_SHARDS * rank // size : VIRTUAL_SHARDS * (rank + 1) // size]
+        assert (first, last) == (own[0][0], own[-1][1])
+        assert (degree[first:last] + 8).sum().item() == pytest.approx((degree + 8).sum().item() / size, rel=0.01)
+
+
+def test_degrees_that_do_not_count_the_pairs_are_refused() -> None:
+    degree = torch.tensor([2, 1])
+    pairs = {"users": torch.tensor([0, 1]), "items": torch.tensor([0, 1])}
+    with pytest.raises(ValueError, match="user_degree does not count the pairs"):
+        InteractionGraph(**pairs, num_users=2, num_items=2, user_degree=degree)
+    graph = InteractionGraph(**pairs, num_users=2, num_items=2, user_degree=torch.tensor([1, 1]))
+    assert graph.item_degree_I.tolist() == [1, 1]
+
+
+def test_a_worker_with_more_interactions_than_int32_counts_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(alpharec.graph, "MOST_INTERACTIONS", 3)
+    with pytest.raises(ValueError, match=r"at most 2\^31 - 1 interactions \(got 4\); use more workers"):
+        graph_of(torch.ones(2, 2).bool())
+
+
 @given(num_rows=st.integers(0, 100), size=st.integers(1, 12))
 def test_shares_partition_the_rows(num_rows: int, size: int) -> None:
     rows = [row for rank in range(size) for row in range(num_rows)[Part(rank, size).rows(num_rows)]]
@@ -197,11 +224,15 @@ def test_shares_partition_the_rows(num_rows: int, size: int) -> None:
 STEPS = 3
 
 
+def share(part: Part, item_IT: Tensor) -> Tensor:
+    return item_IT[part.rows(len(item_IT))]
+
+
 def take_steps(part: Part, seen_UI: Tensor, *, commute: bool) -> dict[str, Tensor]:
     """Take three steps of a float64 model; return representations and gradients of the first, losses, weights."""
     graph = graph_of(seen_UI, part)
     model = AlphaRec(6, hidden_width=10, width=4, num_layers=2, seed=5).double()
-    features = TextFeatures.build(normal(seen_UI.shape[1], 6), graph, commute=commute)
+    features = TextFeatures.build(share(part, normal(seen_UI.shape[1], 6)), graph, commute=commute)
     assert (features.user_UT is None) == commute
     user_UD, item_ID = model(graph, features)
     result = {"user": user_UD.detach(), "item": item_ID.detach()}
@@ -227,7 +258,7 @@ def spoil_one_worker(part: Part) -> bool:
     graph = graph_of(random_seen(30, 12), part)
     model = AlphaRec(6, hidden_width=10, width=4, num_layers=0).double()
     before = [weight.detach().clone() for weight in model.parameters()]
-    features = TextFeatures.build(normal(12, 6), graph, commute=False)
+    features = TextFeatures.build(share(part, normal(12, 6)), graph, commute=False)
     if part.rank == part.size - 1:
         features.user_UT.fill_(float("nan"))
     batch = Sampler(graph, seed=1, batch_size=60, num_negatives=3).draw(0)

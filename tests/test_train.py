@@ -22,7 +22,6 @@ from alpharec.config import Settings
 from alpharec.graph import Part
 from alpharec.ranking import evaluate
 from alpharec.train import Training, TrainingError, evaluate_model, fit, model_version, popularity, truth_and_seen
-from alpharec.vectors import load_vectors
 
 USERS, ITEMS, WIDTH = 40, 60, 16
 KILL_TIMEOUT_S = 240
@@ -76,7 +75,7 @@ def inputs(tmp_path: Path) -> tuple[Store, Artifact, Artifact]:
 
 def build(inputs: tuple[Store, Artifact, Artifact], settings: Settings, part: Part = Part()) -> Training:
     _, dataset, vectors = inputs
-    return Training.build(settings, load_dataset(dataset), torch.from_numpy(load_vectors(vectors)).float(), part=part)
+    return Training.build(settings, dataset, vectors, part=part)
 
 
 def test_it_learns_the_checkerboard(inputs: tuple[Store, Artifact, Artifact], tmp_path: Path) -> None:
@@ -129,15 +128,19 @@ def test_same_seed_same_bits_and_another_seed_differs(inputs: tuple[Store, Artif
     assert not torch.equal(weights[0][1], weights[2][1])
 
 
+@pytest.mark.parametrize("stop", [20, 22], ids=["after an epoch", "inside an epoch"])
 def test_going_on_from_a_snapshot_equals_never_stopping(
-    inputs: tuple[Store, Artifact, Artifact], tmp_path: Path
+    inputs: tuple[Store, Artifact, Artifact], tmp_path: Path, stop: int
 ) -> None:
     whole = build(inputs, make_settings(tmp_path))
     list(whole.run())
     first = build(inputs, make_settings(tmp_path))
-    for _ in first.run():
-        if first.state.epoch == 5:
+    assert first.sampler.steps_per_epoch == 4
+    for due in first.run(lambda: first.state.step == stop):
+        assert due
+        if first.state.step == stop:
             break
+    assert first.state.inside_epoch == (stop % 4 != 0)
     folder = tmp_path / "snapshot"
     folder.mkdir()
     first.snapshot().save(folder)
@@ -196,10 +199,13 @@ def test_valid_masks_train_and_the_official_mask_is_by_name_only() -> None:
     dataset = Dataset(ids, ids, ids, pairs((0, 0), (2, 1)), pairs((0, 1)), pairs((0, 2), (2, 3)))
     strict = Settings().evaluate
     official = strict.model_copy(update={"valid_mask": "train+test"})
-    seen = {name: truth_and_seen(dataset, "valid", chosen)[1] for name, chosen in (("s", strict), ("o", official))}
+    seen = {
+        name: truth_and_seen(dataset.splits, "valid", chosen, count=3)[1]
+        for name, chosen in (("s", strict), ("o", official))
+    }
     assert seen["s"].rows(torch.tensor([0]))[1].tolist() == [0]
     assert seen["o"].rows(torch.tensor([0]))[1].tolist() == [0, 2]
-    truth, masked = truth_and_seen(dataset, "test", strict, first=2, count=2)
+    truth, masked = truth_and_seen(dataset.splits, "test", strict, first=2, count=2)
     assert (truth.rows(torch.tensor([0]))[1].tolist(), masked.rows(torch.tensor([0]))[1].tolist()) == ([3], [1])
 
 
@@ -209,7 +215,7 @@ def test_most_popular_ranks_by_train_interactions() -> None:
     nothing = Pairs(np.array([1]), np.array([1]))
     dataset = Dataset(ids, ids, ids, train, nothing, Pairs(np.array([1]), np.array([0])))
     user_UD, item_ID = popularity(dataset)
-    truth, seen = truth_and_seen(dataset, "test", Settings().evaluate)
+    truth, seen = truth_and_seen(dataset.splits, "test", Settings().evaluate, count=3)
     # User 1 has seen item 2 and item 1: item 0, never bought, is all that is left.
     assert evaluate(user_UD, item_ID, truth=truth, seen=seen, ks=(1,)).values["recall@1"].tolist() == [1.0]
 

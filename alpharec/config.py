@@ -185,6 +185,11 @@ class TrainSettings(Section):
     temperature: float = Field(0.15, gt=0, description="tau of infonce; the paper: 0.15, on Games 0.2")
     num_negatives: int = Field(256, ge=1, description="negatives per positive; bpr takes 1")
     batch_size: int = Field(4096, ge=1, description="positives per step, over all workers")
+    scored_at_once: int = Field(
+        16_384,
+        ge=1,
+        description="positives scored at a time; a larger batch is scored in pieces that share a propagation",
+    )
     learning_rate: float = Field(5e-4, gt=0, description="Adam's, constant")
     precision: Literal["float32", "bfloat16"] = Field(
         "float32", description="of the projector's matrix products; weights and sums of gradients stay float32"

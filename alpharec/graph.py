@@ -8,7 +8,7 @@ matrix, rows gathered from all, and one's own rows of a sum. Plain torch and tor
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -268,6 +268,8 @@ class Sampler:
     users of a shuffled epoch picks the user, then one of its train items at random. Negatives are uniform, with
     replacement, over the items the user has not in train.
 
+    ``at_once`` is how many positives ``pieces`` draws at a time; None: the whole batch.
+
     Source: AlphaRec's official loader, behaviour only.
     """
 
@@ -275,6 +277,7 @@ class Sampler:
     seed: int
     batch_size: int
     num_negatives: int
+    at_once: int | None = None
 
     def __post_init__(self) -> None:
         if len(self.graph.sated_users):
@@ -293,11 +296,18 @@ class Sampler:
         """Positives in a batch, over all workers."""
         return min(self.batch_size, self.graph.num_interactions)
 
-    def draw(self, step: int) -> Batch:
-        """Return this worker's part of the batch of ``step`` (counted from 0 over all epochs)."""
+    def pieces(self, step: int) -> Iterator[Batch]:
+        """Draw the batch of ``step`` piece by piece, so that a large one never has to be there whole."""
+        size = self.at_once or self.positives_per_step
+        for start in range(0, self.positives_per_step, size):
+            yield self.draw(step, range(start, min(start + size, self.positives_per_step)))
+
+    def draw(self, step: int, rows: range | None = None) -> Batch:
+        """Return this worker's part of the batch of ``step``, counted from 0 over all epochs, or of some rows."""
         graph, device = self.graph, self.graph.items.device
         epoch, position = divmod(step, self.steps_per_epoch)
-        row_B = torch.arange(self.positives_per_step, device=device)
+        rows = range(self.positives_per_step) if rows is None else rows
+        row_B = torch.arange(rows.start, rows.stop, device=device)
         shuffled_B = _shuffle(row_B + position * self.positives_per_step, graph.num_interactions, self._key(epoch, 0))
         user_B = graph.train_users[shuffled_B % len(graph.train_users)] - graph.first_user
         mine = (user_B >= 0) & (user_B < graph.num_local_users)

@@ -282,7 +282,9 @@ class Training:
         )
         train = settings.train
         self.objective = Objective(train.loss, train.temperature)
-        self.sampler = Sampler(graph, settings.seed, train.batch_size, train.num_negatives)
+        self.sampler = Sampler(
+            graph, settings.seed, train.batch_size, train.num_negatives, at_once=train.scored_at_once
+        )
         self.optimizer = torch.optim.Adam(model.parameters(), lr=train.learning_rate)
         self.state = State()
 
@@ -339,11 +341,7 @@ class Training:
 
     def step(self) -> float:
         """Take the next optimiser step; return the mean loss over all workers."""
-        batch = self.sampler.draw(self.state.step)
-        positives = self.sampler.positives_per_step
-        loss = train_step(
-            self.model, self.optimizer, self.graph, self.features, batch, self.objective, positives=positives
-        )
+        loss = train_step(self.model, self.optimizer, self.features, self.sampler, self.state.step, self.objective)
         self.state.step += 1
         return loss
 

@@ -43,8 +43,7 @@ def work(rank: int, size: int, folder: str, graph: tuple[Tensor, Tensor, int, in
     objective, losses, seconds = Objective("infonce", TEMPERATURE), [], []
     for step in range(steps):
         started = time.perf_counter()
-        batch, positives = sampler.draw(step), sampler.positives_per_step
-        losses.append(train_step(model, optimizer, part, features, batch, objective, positives=positives))
+        losses.append(train_step(model, optimizer, features, sampler, step, objective))
         seconds.append(time.perf_counter() - started)
     if rank == 0:
         torch.save((losses, seconds), f"{folder}/result")

@@ -240,8 +240,7 @@ def take_steps(part: Part, seen_UI: Tensor, *, commute: bool) -> dict[str, Tenso
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
     losses = []
     for step in range(STEPS):
-        batch = sampler.draw(step)
-        losses.append(train_step(model, optimizer, graph, features, batch, Objective(), positives=24))
+        losses.append(train_step(model, optimizer, features, sampler, step, Objective()))
         if step == 0:
             result |= {f"gradient of {name}": weight.grad.clone() for name, weight in model.named_parameters()}
     result["losses"] = torch.tensor(losses, dtype=torch.float64)
@@ -261,10 +260,10 @@ def spoil_one_worker(part: Part) -> bool:
     features = TextFeatures.build(share(part, normal(12, 6)), graph, commute=False)
     if part.rank == part.size - 1:
         features.user_UT.fill_(float("nan"))
-    batch = Sampler(graph, seed=1, batch_size=60, num_negatives=3).draw(0)
-    assert len(batch.user_B)
+    sampler = Sampler(graph, seed=1, batch_size=60, num_negatives=3)
+    assert len(sampler.draw(0).user_B)
     with pytest.raises(NonFiniteLossError, match="loss is nan"):
-        train_step(model, torch.optim.Adam(model.parameters()), graph, features, batch, Objective(), positives=60)
+        train_step(model, torch.optim.Adam(model.parameters()), features, sampler, 0, Objective())
     return all(torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True))
 
 
@@ -357,6 +356,17 @@ def test_workers_share_one_batch(problem: tuple[Tensor, int, int, int], step: in
             assert batch.item_BN.tolist() == whole.item_BN[mine].tolist()
             drawn += len(batch.user_B)
         assert drawn == len(whole.user_B)
+
+
+@settings(max_examples=30, deadline=None)
+@given(problem=problems(), step=st.integers(0, 1000), at_once=st.integers(1, 40))
+def test_pieces_are_the_batch(problem: tuple[Tensor, int, int, int], step: int, at_once: int) -> None:
+    seen_UI, *choices = problem
+    sampler = Sampler(graph_of(seen_UI), *choices, at_once=at_once)
+    pieces, whole = list(sampler.pieces(step)), sampler.draw(step)
+    assert all(len(piece.user_B) <= at_once for piece in pieces)
+    joined = (torch.cat([getattr(piece, field) for piece in pieces]) for field in ("user_B", "item_BN"))
+    assert same(Batch(*joined), whole)
 
 
 def same(one: Batch, other: Batch) -> bool:

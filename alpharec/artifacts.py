@@ -124,7 +124,12 @@ class Store:
             os.replace(self._write_beside(path, data), path)
         else:
             with self.asking(*parts):
-                self.fs.pipe_file(path, data)
+                try:
+                    self.fs.pipe_file(path, data)
+                except FileNotFoundError:
+                    # Parts joined by a request whose answer was lost: some servers know no such upload any more.
+                    if self.fs.cat_file(path) != data:
+                        raise
 
     def create(self, data: bytes, *parts: str) -> None:
         """Write an object that must not exist yet; of several writers exactly one succeeds.
@@ -405,17 +410,23 @@ class Draft:
     @contextlib.contextmanager
     def stream_table(self, file: str, schema: pa.Schema) -> Iterator[Callable[[pa.Table], None]]:
         """Add a Parquet file too large for the memory: yields what writes a table, each as one row group."""
-        unique, rows = f"{uuid.uuid4().hex[:12]}-{file}", 0
-        with self.store.open("wb", self.kind, self.name, self.version, unique) as raw:
-            sink = _Digesting(raw)
-            with _parquet_writer(pa.PythonFile(sink, mode="w"), schema) as writer:
+        unique, rows, whole = f"{uuid.uuid4().hex[:12]}-{file}", 0, False
+        place = (self.kind, self.name, self.version, unique)
+        try:
+            with self.store.open("wb", *place) as raw:
+                sink = _Digesting(raw)
+                with _parquet_writer(pa.PythonFile(sink, mode="w"), schema) as writer:
 
-                def write(table: pa.Table) -> None:
-                    nonlocal rows
-                    rows += table.num_rows
-                    writer.write_table(table, row_group_size=max(1, table.num_rows))
+                    def write(table: pa.Table) -> None:
+                        nonlocal rows
+                        rows += table.num_rows
+                        writer.write_table(table, row_group_size=max(1, table.num_rows))
 
-                yield write
+                    yield write
+                whole = True
+        except FileNotFoundError:
+            if not whole or not self.store.exists(*place):  # it is there where only an answer was lost, see ``write``
+                raise
         facts = {"path": unique, "bytes": sink.bytes, "sha256": sink.sha256.hexdigest(), "rows": rows}
         self.adopt(file, facts | {"schema": {column.name: str(column.type) for column in schema}})
 

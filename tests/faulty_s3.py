@@ -1,7 +1,8 @@
 """A proxy in front of the S3 server that fails as S3 and networks do, at requests chosen by rules.
 
-``slow_down`` 503 SlowDown, not forwarded; ``reset`` reset, not forwarded; ``timeout`` no answer for a while, not
-forwarded; ``cut`` the whole length promised, half the body sent; ``done_then_reset`` done by the server, answer lost.
+Not forwarded: ``slow_down`` 503 SlowDown; ``error_in_200`` 200 with an error in its body; ``no_such_upload`` 404;
+``reset`` reset; ``torn`` reset half way through the request's body; ``timeout`` no answer for a while. Forwarded:
+``cut`` the whole length promised, half the body sent; ``done_then_reset`` done by the server, answer lost.
 """
 
 from __future__ import annotations
@@ -19,9 +20,11 @@ from urllib.parse import urlsplit
 
 ALWAYS = 1 << 30
 HANG_S = 0.2  # of "timeout": short for the tests' sake; the client sees an answer that never comes
-SLOW_DOWN = (
-    b"<?xml version='1.0'?><Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
-)
+ERRORS = {
+    "slow_down": (503, "SlowDown", "Please reduce your request rate."),
+    "error_in_200": (200, "InternalError", "We encountered an internal error. Please try again."),
+    "no_such_upload": (404, "NoSuchUpload", "The specified upload does not exist."),
+}
 HOP = ("connection", "keep-alive", "transfer-encoding", "expect")
 
 
@@ -92,10 +95,17 @@ class _Handler(BaseHTTPRequestHandler):
     disable_nagle_algorithm = True
 
     def do_any(self) -> None:
-        body, proxy = self._body(), cast(_Server, self.server).proxy
+        proxy = cast(_Server, self.server).proxy
         fault = proxy.fault_of(self.command, self.path)
-        if fault == "slow_down":
-            self._answer(503, [("Content-Type", "application/xml")], SLOW_DOWN)
+        if fault == "torn":
+            self.rfile.read(int(self.headers.get("Content-Length", 0)) // 2)
+            self._reset()
+            return
+        body = self._body()
+        if fault in ERRORS:
+            status, code, message = ERRORS[fault]
+            error = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>{message}</Message></Error>"
+            self._answer(status, [("Content-Type", "application/xml")], error.encode())
         elif fault == "timeout":
             time.sleep(HANG_S)
             self.close_connection = True

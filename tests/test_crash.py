@@ -19,6 +19,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partialmethod
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,7 +29,8 @@ import psutil
 import pyarrow as pa
 import pytest
 import ray
-from faulty_s3 import ALWAYS, FaultyS3
+import torch
+from faulty_s3 import ALWAYS, FaultyS3, Rule
 from s3fs import S3FileSystem
 
 from alpharec.artifacts import LATEST, MANIFEST, Artifact, ArtifactError, Lease, Store
@@ -582,6 +584,94 @@ def quiet(faulty: FaultyS3) -> bool:
     before = len(faulty.requests)
     time.sleep(0.5)
     return len(faulty.requests) == before
+
+
+PART_BYTES = 5 << 20  # the least that S3 takes for a part that is not the last
+NUMBERS = np.random.default_rng(0).integers(1 << 62, size=PART_BYTES // 8 * 2 + 9)
+IN_PARTS = ("model.safetensors", "table.parquet")
+# Requests of an upload in parts, and what can go wrong with each.
+STEPS = {"begin": ("POST", "uploads"), "part": ("PUT", "partNumber=1"), "join": ("POST", "uploadId=")}
+PART_FAULTS = [
+    *[("begin", fault) for fault in ("slow_down", "done_then_reset")],
+    *[("part", fault) for fault in ("slow_down", "reset", "torn", "timeout", "done_then_reset")],
+    *[("join", fault) for fault in ("slow_down", "reset", "timeout", "cut", "done_then_reset", "error_in_200")],
+]
+
+
+@pytest.fixture
+def in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Upload in parts of 5 MiB and not of 50."""
+    monkeypatch.setattr(S3FileSystem, "default_block_size", PART_BYTES)
+    monkeypatch.setattr(S3FileSystem, "_pipe_file", partialmethod(S3FileSystem._pipe_file, chunksize=PART_BYTES))
+
+
+def fail_at(faulty: FaultyS3, file: str, step: str, fault: str, count: int = 1) -> Rule:
+    method, query = STEPS[step]
+    return faulty.rule(method, rf"{file}\?(.*&)?{query}", fault, count)
+
+
+def commit_in_parts(store: Store) -> Artifact:
+    """Commit a file that is there whole before it is written, and one that is not."""
+    draft = store.draft("things", "shop", "v1")
+    draft.write_tensors(IN_PARTS[0], {"x": torch.from_numpy(NUMBERS)})
+    with draft.stream_table(IN_PARTS[1], pa.schema({"x": pa.int64()})) as write:
+        for numbers in np.array_split(NUMBERS, 4):
+            write(pa.table({"x": numbers}))
+    return draft.commit(settings={}, inputs={}, summary={})
+
+
+def assert_numbers(made: Artifact) -> None:
+    assert np.array_equal(made.read_tensors(IN_PARTS[0])["x"], NUMBERS)
+    assert np.array_equal(made.read_table(IN_PARTS[1])["x"], NUMBERS)
+
+
+@pytest.mark.usefixtures("in_parts")
+@pytest.mark.parametrize(("step", "fault"), PART_FAULTS)
+def test_files_uploaded_in_parts_outlive_a_fault(faulty: FaultyS3, s3: str, step: str, fault: str) -> None:
+    rules = [fail_at(faulty, file, step, fault) for file in IN_PARTS]
+    made = commit_in_parts(Store(f"{s3}/{uuid.uuid4().hex}"))
+    assert [rule.done for rule in rules] == [1, 1]
+    assert_numbers(made)
+
+
+@pytest.mark.usefixtures("in_parts", "impatient")
+@pytest.mark.parametrize("file", IN_PARTS)
+@pytest.mark.parametrize(("step", "fault"), [each for each in PART_FAULTS if each[1] not in ("torn", "timeout", "cut")])
+def test_a_file_whose_upload_s3_never_answers_is_not_committed(
+    faulty: FaultyS3, s3: str, file: str, step: str, fault: str
+) -> None:
+    """One that S3 did put together, unheard, may be: it is right."""
+    store = Store(f"{s3}/{uuid.uuid4().hex}")
+    rule = fail_at(faulty, file, step, fault, ALWAYS)
+    try:
+        made = commit_in_parts(store)
+    except (ArtifactError, OSError):
+        faulty.rules.clear()
+        assert store.find("things", "shop", "v1") is None
+    else:
+        assert (step, fault) == ("join", "done_then_reset")
+        assert_numbers(made)
+    assert rule.done
+
+
+@pytest.mark.usefixtures("in_parts")
+@pytest.mark.parametrize("file", IN_PARTS)
+@pytest.mark.parametrize("done", [True, False], ids=["joined", "lost"])
+def test_an_upload_that_the_server_knows_no_more_is_judged_by_its_object(
+    faulty: FaultyS3, s3: str, file: str, done: bool
+) -> None:
+    """S3 joins the same parts twice; MinIO answers that there is no such upload."""
+    store = Store(f"{s3}/{uuid.uuid4().hex}")
+    if done:
+        fail_at(faulty, file, "join", "done_then_reset")
+    rule = fail_at(faulty, file, "join", "no_such_upload", ALWAYS)
+    if done:
+        assert_numbers(commit_in_parts(store))
+    else:
+        with pytest.raises(FileNotFoundError):
+            commit_in_parts(store)
+        assert store.find("things", "shop", "v1") is None
+    assert rule.done
 
 
 def forget_version(store: Store) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import tempfile
 import time
 import warnings
@@ -119,6 +120,8 @@ def _claim_run(store: Store, run: str, version: str, settings: Settings, vectors
 
 def _run_workers(store: Store, settings: Settings, run: str, dataset: Artifact, vectors: Artifact) -> Any:
     train = settings.train
+    # An epoch's report waits for the controller's next look at its workers, by default 2 s apart.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     connect(settings)
     cpus = train.cpus_per_worker or cpus_each(train.most_workers)
     trainer = ray.train.torch.TorchTrainer(

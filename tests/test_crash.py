@@ -39,9 +39,9 @@ from alpharec.embed import Target, embed
 from alpharec.encoders import EncoderError, make_encoder
 from alpharec.vectors import KIND, LEASE, SHARDS, load_vectors, shards_of, verify
 
-TITLES = [f"the {colour} {number}" for colour in ("red", "green", "blue", "black") for number in range(15)]
+TITLES = [f"the {colour} {number}" for colour in ("red", "green", "blue", "black") for number in range(8)]
 SHARD_SIZE = 4
-NUM_SHARDS = 15
+NUM_SHARDS = 8
 LIMIT_S = 120
 
 State = dict[str, tuple[int, bytes]]
@@ -133,7 +133,7 @@ def drive_three(root: str, deadly: str, model: str) -> None:
         try:
             attempt()
         except EncoderError as error:
-            print(f"EncoderError: {error}", flush=True)
+            print(f"EncoderError: {str(error)!r}", flush=True)
     run(Store(root))
 
 
@@ -282,7 +282,7 @@ class History:
 
 
 KILLS = ("before Ray", "head of Ray", "driver", "actor")
-HELD_AT = (0, 1, 6, 9)  # records that are there when it happens
+HELD_AT = (0, 1, 3, 5)  # records that are there when it happens
 
 
 @pytest.fixture(scope="module")
@@ -739,6 +739,9 @@ def test_a_run_on_ray_outlives_a_dying_worker_a_broken_model_and_s3(faulty: Faul
     assert status == 0, log
     broken, deadly = [line for line in log.splitlines() if line.startswith("EncoderError: ")]
     assert str(model) in broken
+    assert "Traceback" not in broken
+    assert "ray::" not in broken
+    assert len(broken) < 600, "one message, not a wall"
     assert "worker died 4 times on the same shard" in deadly
     assert [rule.done for rule in rules] == [rule.count for rule in rules]
     made = assert_right(Store(root))

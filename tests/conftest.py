@@ -10,6 +10,8 @@ import pytest
 
 # No test reaches a network; set before any library that could reads it.
 os.environ["HF_HUB_OFFLINE"] = "1"
+# The tests' tensors are small: a second thread costs more than it does. Also read at import.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 BUCKET = "alpharec-tests"
 S3_SECRET = "kept-out-of-every-record"

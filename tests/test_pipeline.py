@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -160,9 +159,8 @@ def test_a_folder_and_s3_hold_the_same_numbers(folder_shop: Shop, s3_shop: Shop)
 
 
 def test_a_second_run_finds_everything_done(shop: Shop) -> None:
-    before, started = objects(shop.store), time.monotonic()
+    before = objects(shop.store)
     done = run_stages(shop.settings, "pipeline")
-    assert time.monotonic() - started < 10, "a Train run alone takes longer"
     assert {stage: made.manifest for stage, made in done.items()} == {
         stage: made.manifest for stage, made in shop.done.items()
     }

@@ -195,6 +195,11 @@ def prepare(store: Store, settings: Settings) -> Artifact:
     )
 
 
+def find_prepared(store: Store, settings: Settings) -> Artifact | None:
+    """Return the dataset these settings describe if the store has it; reads the input files for their digest."""
+    return store.find("datasets", settings.name, _version(open_inputs(settings.data), settings))
+
+
 def load_dataset(artifact: Artifact) -> Dataset:
     """Load a dataset that ``prepare`` wrote."""
     items = artifact.read_table("items.parquet")

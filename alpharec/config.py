@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -158,6 +158,16 @@ class VectorsSettings(Section):
     export: str = Field("vectors.npy", description="export: file to write, .npy, .safetensors or .faiss")
 
 
+class EstimateSettings(Section):
+    """The size to estimate memory and time for: jobs/estimate.py. Unset sizes are those of what the store holds."""
+
+    users: int | None = Field(None, ge=1, description="users; short: --users")
+    items: int | None = Field(None, ge=1, description="items; short: --items")
+    interactions: int | None = Field(None, ge=1, description="train interactions; short: --interactions")
+    text_width: int | None = Field(None, ge=1, description="width of a title vector; short: --text-width")
+    device: Literal["cpu", "h100", "h200"] = Field("cpu", description="what a worker computes on; short: --device")
+
+
 class ModelSettings(Section):
     """AlphaRec: a projector shared by users and items, then LightGCN propagation."""
 
@@ -305,6 +315,7 @@ class Settings(BaseSettings):
     encoder: EncoderSettings = EncoderSettings()
     embed: EmbedSettings = EmbedSettings()
     vectors: VectorsSettings = VectorsSettings()
+    estimate: EstimateSettings = EstimateSettings()
     model: ModelSettings = ModelSettings()
     train: TrainSettings = TrainSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
@@ -342,15 +353,19 @@ class Settings(BaseSettings):
         return (init_settings,)
 
 
-def load_settings(argv: Sequence[str] | None = None, prog: str | None = None) -> Settings:
+def load_settings(
+    argv: Sequence[str] | None = None, prog: str | None = None, *, short: Mapping[str, str] | None = None
+) -> Settings:
     """Read settings from ``--config FILE.toml`` and ``--section.key value``; on ``--help`` print it and exit.
+
+    ``short``: short names of options, instead of ``SHORT``.
 
     Raises:
         SettingsError: a key is unknown or a value does not fit; the message lists each one.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     config = _take_config(arguments)
-    arguments = [SHORT.get(argument, _kebab(argument)) for argument in arguments]
+    arguments = [_spell_out(argument, SHORT if short is None else short) for argument in arguments]
     if config is not None and not Path(config).is_file():
         raise SettingsError(f"--config: no such file (got {config}); jobs/configs/ holds examples")
 
@@ -368,6 +383,10 @@ def load_settings(argv: Sequence[str] | None = None, prog: str | None = None) ->
 
 
 SHORT = {"--dry-run": "--embed.dry-run", "--yes": "--embed.yes"}
+SHORT_OF_ESTIMATE = {f"--{name}": f"--estimate.{name}" for name in ("users", "items", "interactions", "text-width")}
+SHORT_OF_ESTIMATE |= {"--device": "--estimate.device", "--workers": "--train.num-workers"}
+SHORT_OF_ESTIMATE |= {f"--{name}": f"--model.{name}" for name in ("hidden-width", "width", "num-layers")}
+SHORT_OF_ESTIMATE |= {f"--{name}": f"--train.{name}" for name in ("batch-size", "num-negatives", "precision")}
 
 
 def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
@@ -387,11 +406,12 @@ def _take_config(arguments: list[str]) -> str | None:
     return None
 
 
-def _kebab(argument: str) -> str:
+def _spell_out(argument: str, short: Mapping[str, str]) -> str:
     if not argument.startswith("--"):
         return argument
     option, equals, value = argument.partition("=")
-    return option.replace("_", "-") + equals + value
+    option = option.replace("_", "-")
+    return short.get(option, option) + equals + value
 
 
 def _explain(error: ValidationError, config: str | None) -> str:

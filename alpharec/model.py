@@ -30,6 +30,11 @@ ROWS_AT_ONCE = 4096  # of texts outside training: 25 MB of hidden layer at H = 1
 SLOPE = 0.01  # of the leaky ReLU below 0
 
 
+def mean_commutes(num_users: int, num_interactions: int, text_width: int) -> bool:
+    """Return whether users' means are cheaper taken after the first layer than kept: where U x T > 4 E."""
+    return num_users * text_width > ADDITION_COST * num_interactions
+
+
 @dataclass(frozen=True)
 class TextFeatures:
     """Frozen inputs of the projector.
@@ -69,7 +74,7 @@ class TextFeatures:
             raise ValueError(f"title vectors must be finite (got NaN or infinity for item {row}); embed again")
         precision = precision or item_ST.dtype
         if commute is None:
-            commute = graph.num_users * item_ST.shape[1] > ADDITION_COST * graph.num_interactions
+            commute = mean_commutes(graph.num_users, graph.num_interactions, item_ST.shape[1])
         if commute:
             return cls(item_ST.to(precision), None)
         # Some columns at a time, so that no worker ever holds the vectors of all items.

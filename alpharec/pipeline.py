@@ -8,11 +8,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from alpharec.artifacts import Artifact, ArtifactError, Store, run_record
-from alpharec.catalog import CatalogError, format_report, load_dataset, prepare
-from alpharec.config import Settings, SettingsError, load_settings
+from alpharec.artifacts import LATEST, Artifact, ArtifactError, Store, run_record
+from alpharec.catalog import CatalogError, find_prepared, format_report, load_dataset, prepare
+from alpharec.config import SHORT_OF_ESTIMATE, Settings, SettingsError, load_settings
 from alpharec.embed import EmbedError, dry_run, embed
 from alpharec.encoders import EncoderError, fingerprint
+from alpharec.estimate import DEVICES, EstimateError, estimate, format_estimate, size_of
 from alpharec.recommend import RecommendError, publish, recommend
 from alpharec.runtime import show_progress
 from alpharec.train import TrainingError, evaluate_model, fit
@@ -51,6 +52,7 @@ EXPECTED = (
     ArtifactError,
     EncoderError,
     EmbedError,
+    EstimateError,
     TrainingError,
     RecommendError,
     OSError,
@@ -116,6 +118,30 @@ def keep_up() -> None:
         actions[action](Store(settings.storage), settings, line_of(settings.name, fingerprint(settings.encoder)))
     except EXPECTED as error:
         sys.exit(f"vectors: {error}")
+
+
+def print_estimate() -> None:
+    """Run ``jobs/estimate.py``: memory and time of training, from sizes given or from the manifests in the store."""
+    show_progress()
+    try:
+        settings = load_settings(prog="jobs/estimate.py", short=SHORT_OF_ESTIMATE)
+        size = size_of(settings, *_summaries(settings))
+        device = settings.estimate.device
+        print(format_estimate(size, device, estimate(size, DEVICES[device])))
+    except EXPECTED as error:
+        sys.exit(f"estimate: {error}")
+
+
+def _summaries(settings: Settings) -> tuple[dict[str, int] | None, dict[str, int] | None]:
+    """Return what the manifests of the dataset and of its vectors say, None for what is given or not there yet."""
+    store, given = Store(settings.storage), settings.estimate
+    dataset = vectors = None
+    if None in (given.users, given.items, given.interactions):
+        dataset = find_prepared(store, settings)
+    if given.text_width is None:
+        line = line_of(settings.name, fingerprint(settings.encoder))
+        vectors = store.latest("vectors", line) if store.exists("vectors", line, LATEST) else None
+    return dataset and dataset.summary, vectors and vectors.summary
 
 
 def _chosen_vectors(store: Store, settings: Settings, line: str) -> Artifact:

@@ -6,10 +6,10 @@ H hidden width, D representation width, B positives of one worker a step, N nega
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from alpharec.config import Settings
+from alpharec.config import EstimateSettings, Settings
 from alpharec.model import mean_commutes
 
 BYTES = {"float32": 4, "bfloat16": 2}
@@ -118,8 +118,9 @@ class Size:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if isinstance(value, int) and value < (0 if name in ("num_layers", "held_out", "valid") else 1):
-                raise EstimateError(f"estimate: {name} must be 1 or more (got {value})")
+            least = 0 if name in ("num_layers", "held_out", "valid") else 1
+            if isinstance(value, int) and value < least:
+                raise EstimateError(f"estimate: {name} must be {least} or more (got {value})")
         if self.precision not in BYTES:
             raise EstimateError(f"estimate: precision must be one of {', '.join(BYTES)} (got {self.precision})")
         if self.interactions > self.users * self.items:
@@ -214,6 +215,34 @@ def size_of(
         valid=0 if given.interactions else counts.get(train.select_on, 0),
         block_size=settings.evaluate.block_size,
     )
+
+
+def run_problems(
+    settings: Settings,
+    dataset: Mapping[str, int],
+    vectors: Mapping[str, int],
+    *,
+    memory: float,
+    gpu_kinds: Sequence[str] = (),
+) -> list[str]:
+    """Return what does not fit of a run about to start; ``settings.estimate`` does not count.
+
+    Args:
+        memory: bytes of the host for each worker.
+        gpu_kinds: of the cluster; the smallest known one is taken where workers use a GPU, none known says nothing.
+    """
+    size = size_of(settings.model_copy(update={"estimate": EstimateSettings()}), dataset, vectors)
+    kinds = [DEVICES[kind.lower()] for kind in gpu_kinds if kind.lower() in DEVICES] if settings.train.use_gpu else []
+    if settings.train.use_gpu and not kinds:
+        return []
+    device = min(kinds, key=lambda kind: kind.memory, default=DEVICES["cpu"])
+    found = estimate(size, device, memory=memory if device.shares_host else None)
+    if not device.shares_host and found.setup_host > memory:
+        found.problems.append(
+            f"a worker loads its data with about {found.setup_host / 1e9:.1f} GB of its node's memory and has "
+            f"{memory / 1e9:.1f}; put fewer workers on a node"
+        )
+    return found.problems
 
 
 def format_estimate(size: Size, device: str, found: Estimate) -> str:

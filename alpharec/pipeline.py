@@ -141,7 +141,7 @@ def _summaries(settings: Settings) -> tuple[dict[str, int] | None, dict[str, int
     if given.text_width is None:
         line = line_of(settings.name, fingerprint(settings.encoder))
         vectors = store.latest("vectors", line) if store.exists("vectors", line, LATEST) else None
-    return dataset and dataset.summary, vectors and vectors.summary
+    return dataset.summary if dataset else None, vectors.summary if vectors else None
 
 
 def _chosen_vectors(store: Store, settings: Settings, line: str) -> Artifact:

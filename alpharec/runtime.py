@@ -28,6 +28,18 @@ def cpus_each(num_actors: int) -> int:
     return max(fits, default=1)
 
 
+def memory_each(num_actors: int) -> float:
+    """Return the bytes of memory for each of ``num_actors`` actors spread evenly, on the cluster's smallest node."""
+    nodes = [node["Resources"].get("memory", 0.0) for node in ray.nodes() if node["Alive"]]
+    return min(nodes) / -(-num_actors // len(nodes))
+
+
+def gpu_kinds() -> list[str]:
+    """Return the cluster's kinds of GPU, as Ray names them: H100, H200, ..."""
+    mark = "accelerator_type:"
+    return sorted({name.removeprefix(mark) for name in ray.cluster_resources() if name.startswith(mark)})
+
+
 def show_progress() -> None:
     """Print this library's progress lines; Ray's own only from a warning up."""
     own = logging.getLogger("alpharec")

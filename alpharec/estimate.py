@@ -308,8 +308,9 @@ def _step_peak(size: Size, device: Device, *, hidden: float, alone: bool) -> flo
     batch = size.batch_size / size.num_workers
     candidates = batch * (size.num_negatives + 1)
     drawing = 40 * candidates
+    # 100 bytes a candidate are measured: scores and their gradients, the sort with its own copies, places, weights.
     # Alive: final representations; scaled items, their gradient and normalisation's two temporaries; the users'.
-    loss = 2 * user + 5 * item + 40 * candidates + 4 * batch * row
+    loss = 2 * user + 5 * item + 100 * candidates + 4 * batch * row
     # Alive: final representations, their gradients, two copies under way (three of items where workers sum them).
     propagation = 4 * user + (4 if alone else 5) * item + 4 * candidates + (0 if device.shares_host else 4 * pairs)
     return max(drawing, hidden + loss, hidden + propagation)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 
 import ray
@@ -29,9 +30,10 @@ def cpus_each(num_actors: int) -> int:
 
 
 def memory_each(num_actors: int) -> float:
-    """Return the bytes of memory for each of ``num_actors`` actors spread evenly, on the cluster's smallest node."""
-    nodes = [node["Resources"].get("memory", 0.0) for node in ray.nodes() if node["Alive"]]
-    return min(nodes) / -(-num_actors // len(nodes))
+    """Return the bytes of memory for each of ``num_actors`` actors spread evenly, by its smallest node with CPUs."""
+    found = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    nodes = [node["memory"] for node in found if node.get("memory") and node.get("CPU")]
+    return float(min(nodes)) / -(-num_actors // len(nodes)) if nodes else math.inf
 
 
 def gpu_kinds() -> list[str]:

@@ -10,9 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from alpharec.config import EstimateSettings, Settings
-from alpharec.model import mean_commutes
+from alpharec.model import UNITS_AT_ONCE, mean_commutes
 
 BYTES = {"float32": 4, "bfloat16": 2}
+CACHE = 1 << 20  # as for ``UNITS_AT_ONCE``
 MAX_INDEX = 2**31 - 1  # the graph's index lists are int32
 
 
@@ -27,7 +28,8 @@ class Device:
     Attributes:
         memory: bytes.
         products: FLOP/s of matrix products by precision, as reached, not as advertised.
-        rows: bytes/s at which rows are gathered and summed.
+        rows: bytes/s at which rows are gathered and summed; ``cached_rows`` where a slice of all items' hidden units
+            takes at most ``CACHE`` bytes.
         stream: bytes/s of an elementwise pass, reads and writes together.
         candidate: seconds to draw, score and differentiate one sampled candidate.
         link: bytes/s to other workers; with more workers than ``group``, ``far_link``.
@@ -38,6 +40,7 @@ class Device:
     memory: float
     products: dict[str, float]
     rows: float
+    cached_rows: float
     stream: float
     candidate: float
     link: float
@@ -50,16 +53,18 @@ class Device:
 def _hopper(memory: float, bandwidth: float) -> Device:
     # NVIDIA's datasheets: H100 SXM 80 GB, 3.35 TB/s; H200 SXM 141 GB, 4.8 TB/s; both 67 TFLOP/s float32 (TF32 is off,
     # torch's default), 989 bfloat16 dense, NVLink 450 GB/s a direction. Assumed, not measured: half of the products,
-    # half of the bandwidth for gathered rows, 0.7 for streams, 0.7 of the links; 400 Gb/s a GPU between machines of 8.
+    # half of the bandwidth for gathered rows, 0.7 for streams, 0.7 of the links; between machines of 8 GPUs, 8 adapters
+    # of 400 Gb/s that a ring uses all at once.
     # A candidate moves about 1 kB (three gathered rows of 64, the sort, the draw).
     return Device(
         memory=memory,
         products={"float32": 0.5 * 67e12, "bfloat16": 0.5 * 989e12},
         rows=0.5 * bandwidth,
+        cached_rows=0.5 * bandwidth,
         stream=0.7 * bandwidth,
         candidate=1000 / (0.5 * bandwidth),
         link=0.7 * 450e9,
-        far_link=0.7 * 50e9,
+        far_link=0.7 * 8 * 50e9,
         group=8,
         launch=0.005,
         shares_host=False,
@@ -67,11 +72,13 @@ def _hopper(memory: float, bandwidth: float) -> Device:
 
 
 DEVICES = {
-    # Two cores of an AMD EPYC (Zen 4), torch 2.13. Products and rates as measured: docs/scale.md has the commands.
+    # Two cores of an AMD EPYC (Zen 4), torch 2.13. Float32 products, the cached rate: docs/performance.md (ml-1m).
+    # The rest was set so that the sizes in docs/scale.md come out; link and launch are guesses, bfloat16 from books-shape.
     "cpu": Device(
         memory=24e9,
         products={"float32": 185e9, "bfloat16": 450e9},
         rows=30e9,
+        cached_rows=100e9,
         stream=20e9,
         candidate=60e-9,
         link=2e9,
@@ -353,6 +360,7 @@ def _seconds(size: Size, device: Device) -> dict[str, float]:
     rows = share if commutes else share + users
     products = 4 * rows * text * hidden + (6 * (share + users) * hidden * width if mlp else 0)
     sums = 4 * size.num_layers * pairs * width * 4 + (2 * pairs * hidden * cell if commutes else 0)
+    cached = items * min(hidden, UNITS_AT_ONCE) * cell <= CACHE
     # Passes over hidden units: bias, leaky ReLU and their gradients; over representations: propagation and the loss.
     passes = 12 * (share + users) * hidden * cell if mlp else 4 * (share + users) * hidden * cell
     passes += (12 * size.num_layers + 12) * (users + items) * width * 4
@@ -364,7 +372,7 @@ def _seconds(size: Size, device: Device) -> dict[str, float]:
     messages += 2 * items * hidden * cell if commutes else 0
     return {
         "products": products / device.products[size.precision],
-        "sums over interactions": sums / device.rows,
+        "sums over interactions": sums / (device.cached_rows if cached else device.rows),
         "elementwise": passes / device.stream,
         "batch": candidates * device.candidate,
         "messages": messages * (workers - 1) / workers / link if workers > 1 else 0.0,

@@ -27,7 +27,7 @@ class Device:
 
     Attributes:
         memory: bytes.
-        products: FLOP/s of matrix products by precision, as reached, not as advertised.
+        products: FLOP/s of matrix products by precision, as expected to be reached, not as advertised.
         rows: bytes/s at which rows are gathered and summed; ``cached_rows`` where a slice of all items' hidden units
             takes at most ``CACHE`` bytes.
         stream: bytes/s of an elementwise pass, reads and writes together.
@@ -73,7 +73,7 @@ def _hopper(memory: float, bandwidth: float) -> Device:
 
 DEVICES = {
     # Two cores of an AMD EPYC (Zen 4), torch 2.13. Float32 products, the cached rate: docs/performance.md (ml-1m).
-    # The rest was set so that the sizes in docs/scale.md come out; link and launch are guesses, bfloat16 from books-shape.
+    # The rest is assumed, and checked as a whole by the measurements in docs/scale.md; link and launch are not checked.
     "cpu": Device(
         memory=24e9,
         products={"float32": 185e9, "bfloat16": 450e9},
@@ -338,7 +338,8 @@ def _setup(size: Size, device: Device) -> tuple[float, float]:
     sorting = 40 * everything
     # The order and the sorted pairs of all users are alive while one's own are indexed: EdgeIndex, lists, temporaries.
     indexing = 24 * everything + 88 * pairs + 16 * size.users
-    listing = 25 * everything + 72 * pairs + 40 * pairs
+    # The splits' copies of all users, then sorting one's own; measured as a whole at 10 million interactions.
+    listing = 25 * everything + 75 * pairs
     means = 0.0 if mean_commutes(size.users, size.interactions, size.text_width) else users * size.text_width * 4
     graph = 56 * pairs + 16 * (users + size.users) + 24 * items
     features = graph + vectors + means + (share * size.text_width * 2 if size.precision == "bfloat16" else 0)

@@ -136,7 +136,7 @@ def _summaries(settings: Settings) -> tuple[dict[str, int] | None, dict[str, int
     """Return what the manifests of the dataset and of its vectors say, None for what is given or not there yet."""
     store, given = Store(settings.storage), settings.estimate
     dataset = vectors = None
-    if None in (given.users, given.items, given.interactions):
+    if None in (given.users, given.items, given.interactions) and (settings.data.path or settings.data.items):
         dataset = find_prepared(store, settings)
     if given.text_width is None:
         line = line_of(settings.name, fingerprint(settings.encoder))

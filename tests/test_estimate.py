@@ -179,6 +179,11 @@ def test_the_command_line_refuses_what_it_cannot_read(monkeypatch: pytest.Monkey
         run_job(monkeypatch, *SIZES, "--text-width", "384", "--device", "abacus")
 
 
+def test_the_command_line_asks_for_the_size_it_lacks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=r"items is not known.*--estimate\.items"):
+        run_job(monkeypatch, "--users", "5", "--text-width", "8", "--storage", str(tmp_path))
+
+
 def test_the_command_line_reads_a_prepared_dataset(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -29,10 +29,11 @@ from torch import Tensor
 from alpharec.artifacts import Artifact, Store, digest
 from alpharec.catalog import SPLITS, Dataset, Pairs, load_dataset, read_degrees, read_pairs
 from alpharec.config import EvaluateSettings, Settings
+from alpharec.estimate import run_problems
 from alpharec.graph import InteractionGraph, Part, Sampler, user_range
 from alpharec.model import AlphaRec, NonFiniteLossError, Objective, TextFeatures, train_step
 from alpharec.ranking import Evaluation, Lists, evaluate, item_popularity_groups, user_activity_groups
-from alpharec.runtime import connect, cpus_each, show_progress
+from alpharec.runtime import connect, cpus_each, gpu_kinds, memory_each, show_progress
 from alpharec.vectors import load_vectors
 
 logger = logging.getLogger(__name__)
@@ -123,6 +124,9 @@ def _run_workers(store: Store, settings: Settings, run: str, dataset: Artifact, 
     # An epoch's report waits for the controller's next look at its workers, by default 2 s apart.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     connect(settings)
+    memory, kinds = memory_each(train.most_workers), gpu_kinds()
+    for problem in run_problems(settings, dataset.summary, vectors.summary, memory=memory, gpu_kinds=kinds):
+        logger.warning("train: %s", problem)
     cpus = train.cpus_per_worker or cpus_each(train.most_workers)
     trainer = ray.train.torch.TorchTrainer(
         _worker,  # type: ignore[arg-type]  # its result is a documented part of Result

@@ -249,6 +249,11 @@ class TrainSettings(Section):
         """Return the largest number of workers the run may have."""
         return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[1]
 
+    @property
+    def fewest_workers(self) -> int:
+        """Return the smallest number of workers the run goes on with."""
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[0]
+
 
 class EvaluateSettings(Section):
     """Full ranking of all items, items already seen masked."""

@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from alpharec.config import EstimateSettings, Settings
-from alpharec.model import UNITS_AT_ONCE, mean_commutes
+from alpharec.graph import MOST_INTERACTIONS
+from alpharec.model import mean_commutes, units_at_once
 
 BYTES = {"float32": 4, "bfloat16": 2}
-CACHE = 1 << 20  # as for ``UNITS_AT_ONCE``
-MAX_INDEX = 2**31 - 1  # the graph's index lists are int32
+CACHE = 1 << 20  # of a core
 
 
 class EstimateError(ValueError):
@@ -100,7 +100,7 @@ class Size:
         users, items, interactions: of the train split, over all workers.
         held_out: interactions of valid and test.
         valid: those of the split that picks the epoch.
-        batch_size: positives a step, over all workers.
+        batch_size: positives a step, over all workers; ``scored_at_once`` of them drawn and scored at a time.
         block_size: users ranked at a time when validating.
 
     Raises:
@@ -116,6 +116,7 @@ class Size:
     projector: str = "mlp"
     num_layers: int = 2
     batch_size: int = 4096
+    scored_at_once: int = 16_384
     num_negatives: int = 256
     precision: str = "float32"
     num_workers: int = 1
@@ -215,9 +216,10 @@ def size_of(
         projector=model.projector,
         num_layers=model.num_layers,
         batch_size=train.batch_size,
+        scored_at_once=train.scored_at_once,
         num_negatives=train.num_negatives,
         precision=train.precision,
-        num_workers=train.num_workers,
+        num_workers=train.fewest_workers,
         held_out=0 if given.interactions else counts.get("valid", 0) + counts.get("test", 0),
         valid=0 if given.interactions else counts.get(train.select_on, 0),
         block_size=settings.evaluate.block_size,
@@ -289,18 +291,15 @@ def _memory(size: Size, device: Device) -> dict[str, float]:
     (users, share, pairs), items, width = _share(size), size.items, size.width
     cell, alone = BYTES[size.precision], size.num_workers == 1
     commutes = mean_commutes(size.users, size.interactions, size.text_width)
-    # A worker's share of float32 vectors is a view, which keeps the whole matrix.
-    vectors = items * size.text_width * 4 if cell == 4 else share * size.text_width * cell
+    vectors = share * size.text_width * cell
     hidden = (users + share) * size.hidden_width * cell if size.projector == "mlp" else (users + share) * width * cell
-    # EdgeIndex: 5 int64 an interaction and its pointers. On the hot path: two int32 lists with pointers, int64 gaps of
-    # the negatives, degrees (views into all users') and scales.
-    container = 40 * pairs + 8 * (users + items)
-    hot = 16 * pairs + 4 * (users + items) + 4 * (users + items) + 16 * size.users + 8 * items
+    # Two int32 lists with pointers, int64 gaps of the negatives, degrees (views into all users') and scales.
+    graph = 16 * pairs + 4 * (users + items) + 4 * (users + items) + 16 * size.users + 8 * items
     seen = 8 * (pairs + size.valid / size.num_workers) + 16 * users
     return {
         "title vectors": vectors,
         "user means": 0.0 if commutes else users * size.text_width * cell,
-        "graph": container + hot,
+        "graph": graph,
         "validation lists": seen,
         "weights and Adam": num_weights(size) * 4 * 5,  # weights, their gradients, two moments, the best so far
         "step": max(_step_peak(size, device, hidden=hidden, alone=alone), _validation_peak(size)),
@@ -312,7 +311,7 @@ def _step_peak(size: Size, device: Device, *, hidden: float, alone: bool) -> flo
     users, _, pairs = _share(size)
     items, row = size.items, size.width * 4
     user, item = users * row, items * row
-    batch = size.batch_size / size.num_workers
+    batch = min(size.batch_size, size.scored_at_once) / size.num_workers
     candidates = batch * (size.num_negatives + 1)
     drawing = 40 * candidates
     # 100 bytes a candidate are measured: scores and their gradients, the sort with its own copies, places, weights.
@@ -330,26 +329,20 @@ def _validation_peak(size: Size) -> float:
 
 
 def _setup(size: Size, device: Device) -> tuple[float, float]:
-    (users, share, pairs), items = _share(size), size.items
-    everything = size.interactions
-    vectors = items * size.text_width * 4
-    dataset = 16 * (everything + size.held_out)
-    # Sorting int64 keys: the keys, sorted keys, places, and as much again to work in.
-    sorting = 40 * everything
-    # The order and the sorted pairs of all users are alive while one's own are indexed: EdgeIndex, lists, temporaries.
-    indexing = 24 * everything + 88 * pairs + 16 * size.users
-    # The splits' copies of all users, then sorting one's own; measured as a whole at 10 million interactions.
-    listing = 25 * everything + 75 * pairs
+    """Return the most bytes before the first step, in the host and on the device: a worker reads its own part alone."""
+    users, share, pairs = _share(size)
+    row = share * size.text_width
+    # Pairs as read; the mask, the sort of int64 keys, the sorted pairs, EdgeIndex beside the lists.
+    indexing = 16 * pairs + 24 * size.users + 128 * pairs
+    graph = 16 * pairs + 16 * (users + size.users) + 16 * size.items
+    # The splits' pairs of its own users, their copies, the sort.
+    listing = 16 * (pairs + size.held_out / size.num_workers) + 75 * pairs
     means = 0.0 if mean_commutes(size.users, size.interactions, size.text_width) else users * size.text_width * 4
-    graph = 56 * pairs + 16 * (users + size.users) + 24 * items
-    features = graph + vectors + means + (share * size.text_width * 2 if size.precision == "bfloat16" else 0)
+    features = row * 5 + means + (row * 2 if size.precision == "bfloat16" else 0)  # with torch.isfinite's answer
     if not device.shares_host:
-        host = max(6 * items * size.text_width, vectors + max(sorting, indexing, listing))
-        return dataset + host, features + vectors / 4  # torch.isfinite's answer
-    host = max(
-        6 * items * size.text_width, vectors + max(sorting, indexing), features + vectors / 4, features + listing
-    )
-    return dataset + host, dataset + host
+        return max(indexing, graph + 6 * row, graph + 4 * row + listing), graph + features
+    both = max(indexing, graph + 6 * row, graph + 4 * row + listing, graph + features + listing / 4)
+    return both, both
 
 
 def _seconds(size: Size, device: Device) -> dict[str, float]:
@@ -361,7 +354,7 @@ def _seconds(size: Size, device: Device) -> dict[str, float]:
     rows = share if commutes else share + users
     products = 4 * rows * text * hidden + (6 * (share + users) * hidden * width if mlp else 0)
     sums = 4 * size.num_layers * pairs * width * 4 + (2 * pairs * hidden * cell if commutes else 0)
-    cached = items * min(hidden, UNITS_AT_ONCE) * cell <= CACHE
+    cached = items * min(hidden, units_at_once(int(share * text * cell))) * cell <= CACHE
     # Passes over hidden units: bias, leaky ReLU and their gradients; over representations: propagation and the loss.
     passes = 12 * (share + users) * hidden * cell if mlp else 4 * (share + users) * hidden * cell
     passes += (12 * size.num_layers + 12) * (users + items) * width * 4
@@ -392,12 +385,9 @@ def _problems(size: Size, found: Estimate, memory: float) -> list[str]:
             "train.num_workers, or lower model.hidden_width, train.batch_size or evaluate.block_size"
         )
     pairs = size.interactions / size.num_workers
-    if pairs > MAX_INDEX:
+    if pairs > MOST_INTERACTIONS:
         problems.append(
-            f"a worker's share of {pairs:,.0f} interactions is beyond the graph's int32 lists ({MAX_INDEX:,}); "
+            f"a worker's share of {pairs:,.0f} interactions is beyond the graph's int32 lists ({MOST_INTERACTIONS:,}); "
             "raise train.num_workers"
         )
-    candidates = size.batch_size / size.num_workers * (size.num_negatives + 1)
-    if candidates > MAX_INDEX:
-        problems.append(f"{candidates:,.0f} candidates a worker are beyond int32 ({MAX_INDEX:,}); lower the batch")
     return problems

@@ -120,26 +120,19 @@ class InteractionGraph:
         users, items = users[mine] - self.first_user, items[mine]
         _check_own(users, self.user_degree_U)
         order = torch.argsort(users * num_items + items)
-        self.edges = EdgeIndex(
-            torch.stack([users[order], items[order]]),
-            sparse_size=(last_user - self.first_user, num_items),
-            sort_order="row",
-        ).fill_cache_()
-        self._index()
-
-    def _index(self) -> None:
-        # Half the bytes of the index lists: products wait for memory, not for arithmetic.
+        users, items = users[order], items[order]
+        edges = EdgeIndex(
+            torch.stack([users, items]), sparse_size=(last_user - self.first_user, num_items), sort_order="row"
+        )
+        # Half the bytes of the index lists: products wait for memory, not for arithmetic. EdgeIndex itself is let go.
         (self.rowptr, self.items), (self.colptr, self.users) = (
-            (pointers.int(), indices.int()) for (pointers, indices), _ in (self.edges.get_csr(), self.edges.get_csc())
+            (pointers.int(), indices.int()) for (pointers, indices), _ in (edges.get_csr(), edges.get_csc())
         )
         self.user_scale_U1 = _inverse(self.user_degree_U.float().sqrt())[:, None]
         self.item_scale_I1 = _inverse(self.item_degree_I.float().sqrt())[:, None]
         # The r-th item a user has not seen is r + the number of seen items s_k with s_k - k <= r (s sorted, k = 0..).
-        rank_in_user = torch.arange(len(self.items), device=self.items.device) - self.rowptr[:-1].repeat_interleave(
-            self.user_degree_U
-        )
-        owner = torch.arange(self.num_local_users, device=self.items.device).repeat_interleave(self.user_degree_U)
-        self._gap_keys = owner * (self.num_items + 1) + self.items - rank_in_user
+        rank_in_user = torch.arange(len(items)) - self.rowptr[users]
+        self._gap_keys = users * (num_items + 1) + items - rank_in_user
 
     @property
     def num_local_users(self) -> int:
@@ -148,10 +141,9 @@ class InteractionGraph:
     def to(self, device: torch.device | str) -> InteractionGraph:
         """Return the graph on ``device``."""
         moved = object.__new__(InteractionGraph)
-        moved.__dict__.update(self.__dict__)
-        for name in ("edges", "user_degree_U", "item_degree_I", "train_users"):
-            setattr(moved, name, getattr(self, name).to(device))
-        moved._index()
+        moved.__dict__.update(
+            (name, value.to(device) if isinstance(value, Tensor) else value) for name, value in vars(self).items()
+        )
         return moved
 
     def _user_sum(self, item_ID: Tensor) -> Tensor:

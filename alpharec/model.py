@@ -25,7 +25,11 @@ ADDITION_COST = 4
 # Items per candidate up to which it is cheaper to score all of them: on 2 CPU cores with N = 257, forward and backward
 # took 0.6 times as long as the sampled ones with 1,000 items and 2.4 times with 3,043.
 PICK_COST = 4
-UNITS_AT_ONCE = 64  # hidden units: the rows of 4,000 items are 1 MB then; 128 and 256 are slower (ml-1m, 2 cores)
+# Hidden units taken at a time. On 2 CPU cores 64 are best where the vectors stay in the cache between slices (ml-1m:
+# 128 and 256 take 17 and 33% longer); where each slice reads them from memory again, wider ones are (Amazon-Books'
+# shape: 256 take two thirds of the processor time of 64).
+UNITS_IN_CACHE, UNITS_AT_ONCE = 64, 256
+CACHE_BYTES = 32 << 20
 ROWS_AT_ONCE = 4096  # of texts outside training: 25 MB of hidden layer at H = 1,536
 SLOPE = 0.01  # of the leaky ReLU below 0
 
@@ -79,7 +83,7 @@ class TextFeatures:
             return cls(item_ST.to(precision), None)
         # Some columns at a time, so that no worker ever holds the vectors of all items.
         columns = (
-            graph.mean_of_items(graph.gather_items(part)).to(precision) for part in item_ST.split(UNITS_AT_ONCE, 1)
+            graph.mean_of_items(graph.gather_items(part)).to(precision) for part in item_ST.split(UNITS_IN_CACHE, 1)
         )
         return cls(item_ST.to(precision), torch.cat(list(columns), 1))
 
@@ -170,7 +174,7 @@ class _Project(torch.autograd.Function):
             user_UD += bias_D
             item_SD += bias_D
         kept = []
-        for units in _slices(first_HT):
+        for units in _slices(first_HT, item_ST):
             layer_TH = first_HT[units].to(item_ST.dtype).T
             item_SH = item_ST @ layer_TH
             user_UH = graph.mean_of_items(graph.gather_items(item_SH)) if user_UT is None else user_UT @ layer_TH
@@ -197,7 +201,7 @@ class _Project(torch.autograd.Function):
         if last_DH is not None:
             bias_H, last_gradient_DH = first_HT.new_zeros(len(first_HT)), torch.zeros_like(last_DH)
             rest = (bias_H, last_gradient_DH, gradients[0].sum(0) + gradients[1].sum(0))
-        for units, hidden in zip(_slices(first_HT), kept, strict=True):
+        for units, hidden in zip(_slices(first_HT, item_ST), kept, strict=True):
             for hidden_XH, gradient_XD in zip(hidden, gradients_XD, strict=True):
                 if last_DH is None:
                     hidden_XH.copy_(gradient_XD[:, units])
@@ -215,9 +219,14 @@ class _Project(torch.autograd.Function):
         return first_gradient_HT, *rest, None, None, None
 
 
-def _slices(first_HT: Tensor) -> list[slice]:
-    """Divide the hidden units evenly into slices of at most ``UNITS_AT_ONCE``."""
-    count = -(-len(first_HT) // UNITS_AT_ONCE)
+def units_at_once(vector_bytes: int) -> int:
+    """Return how many hidden units to take at a time where a worker's title vectors have so many bytes."""
+    return UNITS_IN_CACHE if vector_bytes <= CACHE_BYTES else UNITS_AT_ONCE
+
+
+def _slices(first_HT: Tensor, item_ST: Tensor) -> list[slice]:
+    """Divide the hidden units evenly."""
+    count = -(-len(first_HT) // units_at_once(item_ST.nbytes))
     ends = [len(first_HT) * part // count for part in range(count + 1)]
     return [slice(*pair) for pair in itertools.pairwise(ends)]
 

@@ -123,7 +123,7 @@ def test_slices_of_hidden_units_change_nothing(
     features = TextFeatures.build(normal(14, 6), graph, commute=commute)
     wanted = model(graph, features)
     gradients = torch.autograd.grad(sum(x.square().sum() for x in wanted), tuple(model.parameters()))
-    monkeypatch.setattr(alpharec.model, "UNITS_AT_ONCE", units_at_once)
+    monkeypatch.setattr(alpharec.model, "UNITS_IN_CACHE", units_at_once)
     with torch.no_grad():
         for one, other in zip(model(graph, features), wanted, strict=True):
             assert not one.requires_grad

@@ -15,8 +15,10 @@ import argparse
 import multiprocessing
 import re
 import statistics
+import tempfile
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +27,9 @@ import pyarrow as pa
 import torch
 from common import print_result
 
-from alpharec.catalog import Dataset, Pairs
+from alpharec.artifacts import Artifact, Store
 from alpharec.config import load_settings
-from alpharec.estimate import DEVICES, Size, estimate
+from alpharec.estimate import DEVICES, estimate, size_of
 from alpharec.train import Training
 
 TEXT_WIDTH, CORES = 384, 2
@@ -46,8 +48,8 @@ def forget_peak() -> None:
     Path("/proc/self/clear_refs").write_text("5")
 
 
-def generate(num_pairs: int) -> Dataset:
-    """Generate train pairs and a tenth of their number to validate on, each pair once."""
+def generate(num_pairs: int, folder: str) -> tuple[Artifact, Artifact]:
+    """Write a dataset with train pairs and a tenth of their number to validate on, each once, and random vectors."""
     num_users, num_items = num_pairs // 10, num_pairs // 100
     generator = torch.Generator().manual_seed(0)
     activity_U = torch.randn(num_users, generator=generator).exp()
@@ -59,35 +61,34 @@ def generate(num_pairs: int) -> Dataset:
         keys = torch.unique(torch.cat([keys, users * num_items + items]))
     keys = keys[torch.randperm(len(keys), generator=generator)[: num_pairs * 11 // 10]]
     train, valid = keys.split([num_pairs, num_pairs // 10])
-    pairs = [Pairs((part // num_items).numpy(), (part % num_items).numpy()) for part in (train, valid, valid[:0])]
-    nothing = pa.array([], pa.string())
-    names = [pa.array(np.arange(count)).cast(pa.string()) for count in (num_items, num_users)]
-    return Dataset(names[0], nothing, names[1], *pairs)
+    store, summary = Store(folder), {"users": num_users, "items": num_items}
+    draft = store.draft("datasets", "scale", "v1")
+    for split, part in {"train": train, "valid": valid, "test": valid[:0]}.items():
+        pairs = np.stack(np.divmod(part.sort().values.numpy(), num_items)).astype(np.int32)
+        draft.write_table(f"{split}.parquet", pa.table(list(pairs), names=["user", "item"]))
+        summary[split] = len(part)
+    dataset = draft.commit(settings={}, inputs={}, summary=summary)
+    draft = store.draft("vectors", "scale", "v1")
+    places = pa.table({"shard": pa.array(np.zeros(num_items, np.int32)), "row": np.arange(num_items)})
+    draft.write_table("items.parquet", places)
+    vectors = torch.randn(num_items, TEXT_WIDTH, generator=generator).half().numpy()
+    column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), TEXT_WIDTH)
+    draft.write_table("vectors-00000.parquet", pa.table({"vector": column}))
+    summary = {"items": num_items, "width": TEXT_WIDTH}
+    return dataset, draft.commit(settings={}, inputs={}, summary=summary)
 
 
-def measure(num_pairs: int, hidden: int, precision: str) -> dict[str, Any]:
+def measure(num_pairs: int, hidden: int, precision: str, dataset: Artifact, vectors: Artifact) -> dict[str, Any]:
     """Build a run and take steps, as a Ray Train worker does."""
     warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
     torch.randn(512, 512) @ torch.randn(512, 512)  # the products' own buffers and threads
     libraries = resident_mb("VmRSS")
     options = {"model.hidden-width": hidden, "train.precision": precision}
     settings = load_settings([word for name, value in options.items() for word in (f"--{name}", str(value))])
-    dataset = generate(num_pairs)
-    item_IT = torch.randn(dataset.num_items, TEXT_WIDTH, generator=torch.Generator().manual_seed(0))
     forget_peak()
-    training = Training.build(settings, dataset, item_IT)
+    training = Training.build(settings, dataset, vectors)
     setup = resident_mb("VmHWM") - libraries
-    size = Size(
-        dataset.num_users,
-        dataset.num_items,
-        num_pairs,
-        TEXT_WIDTH,
-        hidden_width=hidden,
-        precision=precision,
-        held_out=len(dataset.valid.users),
-        valid=len(dataset.valid.users),
-    )
-    del dataset, item_IT
+    size = size_of(settings, dataset.summary, vectors.summary)
     forget_peak()
     seconds, busy = [], []
     for _ in range(STEPS[num_pairs]):
@@ -116,6 +117,12 @@ def measure(num_pairs: int, hidden: int, precision: str) -> dict[str, Any]:
     }
 
 
+def in_process(work: Callable[..., Any], *arguments: Any) -> Any:
+    """Run a function in a new process: its memory is its own."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(work, arguments)
+
+
 def main() -> None:
     """Measure the sizes one by one."""
     arguments = argparse.ArgumentParser(description="Memory and seconds of training by size, beside the estimate.")
@@ -127,8 +134,9 @@ def main() -> None:
     found = []
     for num_pairs, hidden in RUNS:
         if given.least <= num_pairs <= given.most and hidden in given.hidden:
-            with multiprocessing.get_context("spawn").Pool(1) as pool:
-                found.append(pool.apply(measure, (num_pairs, hidden, given.precision)))
+            with tempfile.TemporaryDirectory() as folder:
+                written = in_process(generate, num_pairs, folder)
+                found.append(in_process(measure, num_pairs, hidden, given.precision, *written))
             print(found[-1], flush=True)
     print_result(runs=found, threads=torch.get_num_threads())
 

@@ -11,7 +11,7 @@ the few rows where it cannot (more ties than the margin holds) look at every ite
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -160,6 +160,21 @@ class Evaluation:
         }
 
 
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """Scores of a model that has no narrow representations, made for a block of users at a time.
+
+    They are ranked as they are: equal ones by lower item, but whether two are equal is for the model to say.
+
+    Shapes: ``of``: users int64 [B] -> score [B, I], float32 or float64, which the ranking may overwrite.
+    """
+
+    of: Callable[[Tensor], Tensor]
+    num_users: int
+    num_items: int
+    device: torch.device
+
+
 def top_k(
     user_BD: Tensor, item_ID: Tensor, k: int, *, seen: Lists | None = None, users: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -200,8 +215,45 @@ def rank(
     if seen is not None:
         seen = seen.to(user_UD.device)
         _check_lists("seen", seen, len(user_UD), len(item_ID))
-    users = users.to(user_UD.device)
-    return _blocks(user_UD, item_ID, k, users=users, seen=seen, block_size=block_size, bound_U=bound_U)
+    # One buffer for all blocks: the page faults of a fresh 71 MB a block cost as much as the ranking.
+    buffer_BI = item_ID.new_empty(min(block_size, len(users)), len(item_ID))
+
+    def block(users_B: Tensor, masked: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
+        user_BD, bound_B, buffer = user_UD[users_B], bound_U[users_B], buffer_BI[: len(users_B)]
+        return _top_k_block(user_BD, item_ID, k, bound_B=bound_B, masked=masked, buffer_BI=buffer)
+
+    return _blocks(block, users=users.to(user_UD.device), seen=seen, block_size=block_size)
+
+
+def rank_scores(
+    scores: Scores, k: int, *, users: Tensor, seen: Lists | None = None, block_size: int = 1024
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Yield lists as ``rank`` does, by ``scores``.
+
+    Raises: at once ``ValueError`` for what ``rank`` refuses; later, for scores that are NaN or infinite.
+    """
+    if k < 1 or block_size < 1:
+        raise ValueError(f"k and block_size must be 1 or more (got {k} and {block_size})")
+    _check_index("users", users, scores.num_users)
+    if seen is not None:
+        seen = seen.to(scores.device)
+        _check_lists("seen", seen, scores.num_users, scores.num_items)
+
+    def block(users_B: Tensor, masked: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
+        score_BI = scores.of(users_B)
+        if score_BI.shape != (len(users_B), scores.num_items):
+            raise ValueError(f"scores must be {(len(users_B), scores.num_items)} (got {tuple(score_BI.shape)})")
+        if not score_BI.isfinite().all():
+            row = int((~score_BI.isfinite()).any(1).nonzero()[0])
+            raise ValueError(f"scores must be finite (got NaN or infinity for user {users_B[row].item()})")
+        if masked is not None:
+            score_BI[masked] = -torch.inf
+        none_B = score_BI.new_zeros(len(users_B))
+        found = _best_of(score_BI, lambda row_P, item_P: score_BI[row_P, item_P], k, bound_B=none_B)
+        assert found is not None, "no score is off itself"
+        return found
+
+    return _blocks(block, users=users.to(scores.device), seen=seen, block_size=block_size)
 
 
 def evaluate(
@@ -222,28 +274,33 @@ def evaluate(
     Raises: ``ValueError`` for what ``rank`` refuses; for a pair in both ``truth`` and ``seen``, which means that splits
         leak (tells user and item); if no user has truth.
     """
-    device = user_UD.device
-    truth, seen = truth.to(device), seen.to(device) if seen is not None else None
-    _check_lists("truth", truth, len(user_UD), len(item_ID))
-    if seen is not None:
-        _check_lists("seen", seen, len(user_UD), len(item_ID))
-        _check_disjoint(truth, seen)
-    if not ks or min(ks) < 1:
-        raise ValueError(f"ks must be list lengths of 1 or more (got {tuple(ks)})")
-    if item_groups is not None and len(item_groups.index) != len(item_ID):
-        raise ValueError(f"item_groups must group {len(item_ID)} items (got {len(item_groups.index)})")
-    count_U = truth.counts
-    users_V = count_U.nonzero().squeeze(1)
-    if not len(users_V):
-        raise ValueError(f"truth must have an item for some user (got none for {truth.num_users} users)")
-    blocks = []
-    for users_B, item_BK, _ in rank(user_UD, item_ID, max(ks), users=users_V, seen=seen, block_size=block_size):
-        hit_BK = truth.contains(users_B, item_BK)
-        values = list_metrics(hit_BK, count_U[users_B], ks)
-        if item_groups is not None:
-            values |= _group_recall(hit_BK, item_BK, truth.rows(users_B), ks, item_groups)
-        blocks.append(values)
-    return Evaluation(users_V, {name: torch.cat([values[name] for values in blocks]) for name in blocks[0]})
+
+    def lists(users: Tensor, seen: Lists | None) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        return rank(user_UD, item_ID, max(ks), users=users, seen=seen, block_size=block_size)
+
+    sizes = (len(user_UD), len(item_ID))
+    return _evaluate(lists, *sizes, user_UD.device, truth=truth, seen=seen, ks=ks, item_groups=item_groups)
+
+
+def evaluate_scores(
+    scores: Scores,
+    *,
+    truth: Lists,
+    seen: Lists | None = None,
+    ks: Sequence[int] = (20,),
+    block_size: int = 1024,
+    item_groups: Groups | None = None,
+) -> Evaluation:
+    """Measure lists by ``scores`` as ``evaluate`` does those of representations.
+
+    Raises: ``ValueError`` for what ``evaluate`` and ``rank_scores`` refuse.
+    """
+
+    def lists(users: Tensor, seen: Lists | None) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        return rank_scores(scores, max(ks), users=users, seen=seen, block_size=block_size)
+
+    sizes = (scores.num_users, scores.num_items)
+    return _evaluate(lists, *sizes, scores.device, truth=truth, seen=seen, ks=ks, item_groups=item_groups)
 
 
 def list_metrics(hit_BK: Tensor, count_B: Tensor, ks: Sequence[int]) -> dict[str, Tensor]:
@@ -314,17 +371,49 @@ def item_popularity_groups(train: Lists, num_items: int) -> Groups:
     return Groups(index_I, ("head", "mid", "tail", "cold"))
 
 
+def _evaluate(
+    lists: Callable[[Tensor, Lists | None], Iterator[tuple[Tensor, Tensor, Tensor]]],
+    num_users: int,
+    num_items: int,
+    device: torch.device,
+    *,
+    truth: Lists,
+    seen: Lists | None,
+    ks: Sequence[int],
+    item_groups: Groups | None,
+) -> Evaluation:
+    truth, seen = truth.to(device), seen.to(device) if seen is not None else None
+    _check_lists("truth", truth, num_users, num_items)
+    if seen is not None:
+        _check_lists("seen", seen, num_users, num_items)
+        _check_disjoint(truth, seen)
+    if not ks or min(ks) < 1:
+        raise ValueError(f"ks must be list lengths of 1 or more (got {tuple(ks)})")
+    if item_groups is not None and len(item_groups.index) != num_items:
+        raise ValueError(f"item_groups must group {num_items} items (got {len(item_groups.index)})")
+    count_U = truth.counts
+    users_V = count_U.nonzero().squeeze(1)
+    if not len(users_V):
+        raise ValueError(f"truth must have an item for some user (got none for {truth.num_users} users)")
+    blocks = []
+    for users_B, item_BK, _ in lists(users_V, seen):
+        hit_BK = truth.contains(users_B, item_BK)
+        values = list_metrics(hit_BK, count_U[users_B], ks)
+        if item_groups is not None:
+            values |= _group_recall(hit_BK, item_BK, truth.rows(users_B), ks, item_groups)
+        blocks.append(values)
+    return Evaluation(users_V, {name: torch.cat([values[name] for values in blocks]) for name in blocks[0]})
+
+
 def _blocks(
-    user_UD: Tensor, item_ID: Tensor, k: int, *, users: Tensor, seen: Lists | None, block_size: int, bound_U: Tensor
+    block: Callable[[Tensor, tuple[Tensor, Tensor] | None], tuple[Tensor, Tensor]],
+    *,
+    users: Tensor,
+    seen: Lists | None,
+    block_size: int,
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    # One buffer for all blocks: the page faults of a fresh 71 MB a block cost as much as the ranking.
-    buffer_BI = item_ID.new_empty(min(block_size, len(users)), len(item_ID))
     for users_B in torch.split(users, block_size):
-        masked = seen.rows(users_B) if seen is not None else None
-        item_BK, score_BK = _top_k_block(
-            user_UD[users_B], item_ID, k, bound_B=bound_U[users_B], masked=masked, buffer_BI=buffer_BI[: len(users_B)]
-        )
-        yield users_B, item_BK, score_BK
+        yield users_B, *block(users_B, seen.rows(users_B) if seen is not None else None)
 
 
 def _top_k_block(
@@ -337,42 +426,58 @@ def _top_k_block(
     buffer_BI: Tensor | None = None,
     dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Propose candidates by matrix product, score them exactly, prove or repair the list; scores round to ``dtype``."""
+    """List by dot products, rounded to ``dtype``: roughly by a matrix product, then exactly."""
     dtype = dtype or item_ID.dtype
     rough_BI = torch.mm(user_BD, item_ID.T, out=buffer_BI)
     if masked is not None:
         rough_BI[masked] = -torch.inf
-    rough_BC, item_BC = rough_BI.topk(min(k + MARGIN, len(item_ID)))
+    found = _best_of(
+        rough_BI, lambda row_P, item_P: _score_pairs(user_BD, item_ID, row_P, item_P, dtype), k, bound_B=bound_B
+    )
+    if found is None:
+        # TF32 or bfloat16 products are on, or the product left float32's range: float64 is safe from both.
+        return _top_k_block(user_BD.double(), item_ID.double(), k, bound_B=bound_B, masked=masked, dtype=dtype)
+    return found
+
+
+def _best_of(
+    rough_BI: Tensor, exact: Callable[[Tensor, Tensor], Tensor], k: int, *, bound_B: Tensor
+) -> tuple[Tensor, Tensor] | None:
+    """Propose candidates by rough scores, look their ``exact`` ones up, prove or repair the list.
+
+    None if a float32 rough score is further off than the bound.
+    """
+    num_items = rough_BI.shape[1]
+    rough_BC, item_BC = rough_BI.topk(min(k + MARGIN, num_items))
     item_BC, by_item_BC = item_BC.sort(dim=1)
     rough_in_order_BC = rough_BC.gather(1, by_item_BC)
-    row_BC = torch.arange(len(user_BD), device=item_BC.device)[:, None].expand_as(item_BC)
-    score_BC = _score_pairs(user_BD, item_ID, row_BC.flatten(), item_BC.flatten(), dtype).view_as(item_BC)
+    row_BC = torch.arange(len(rough_BI), device=item_BC.device)[:, None].expand_as(item_BC)
+    score_BC = exact(row_BC.flatten(), item_BC.flatten()).view_as(item_BC)
     score_BC = score_BC.masked_fill(rough_in_order_BC == -torch.inf, -torch.inf)
 
     off_BC = (rough_in_order_BC - score_BC).abs().masked_fill(score_BC == -torch.inf, 0)
     if rough_BI.dtype == torch.float32 and not (off_BC <= bound_B[:, None]).all():
-        # TF32 or bfloat16 products are on, or the product left float32's range: float64 is safe from both.
-        return _top_k_block(user_BD.double(), item_ID.double(), k, bound_B=bound_B, masked=masked, dtype=dtype)
+        return None
 
     score_BK, best_BK = score_BC.sort(dim=1, descending=True, stable=True)
     score_BK, item_BK = _pad(score_BK, k, -torch.inf), _pad(item_BC.gather(1, best_BK), k, -1)
-    if rough_BC.shape[1] < len(item_ID):
+    if rough_BC.shape[1] < num_items:
         at_stake_B = rough_BC[:, -1] + bound_B
         open_R = ((at_stake_B > -torch.inf) & (score_BK[:, -1] <= at_stake_B)).nonzero().squeeze(1)
-        for rows in torch.split(open_R, max(1, CELLS_AT_ONCE // len(item_ID))) if len(open_R) else ():
+        for rows in torch.split(open_R, max(1, CELLS_AT_ONCE // num_items)) if len(open_R) else ():
             floor_R = score_BK[rows, -1] - bound_B[rows]
-            item_BK[rows], score_BK[rows] = _top_k_possible(user_BD[rows], item_ID, rough_BI[rows], floor_R, k, dtype)
+            item_BK[rows], score_BK[rows] = _best_possible(rough_BI, exact, k, rows=rows, floor_R=floor_R)
     return item_BK.masked_fill(score_BK == -torch.inf, -1), score_BK
 
 
-def _top_k_possible(
-    user_RD: Tensor, item_ID: Tensor, rough_RI: Tensor, floor_R: Tensor, k: int, dtype: torch.dtype
+def _best_possible(
+    rough_BI: Tensor, exact: Callable[[Tensor, Tensor], Tensor], k: int, *, rows: Tensor, floor_R: Tensor
 ) -> tuple[Tensor, Tensor]:
     """List the best of all items whose rough score reaches the floor; every row has at least K of them."""
-    row_P, item_P = (rough_RI >= floor_R[:, None]).nonzero(as_tuple=True)
-    score_P, by_score_P = _score_pairs(user_RD, item_ID, row_P, item_P, dtype).sort(descending=True, stable=True)
+    row_P, item_P = (rough_BI[rows] >= floor_R[:, None]).nonzero(as_tuple=True)
+    score_P, by_score_P = exact(rows[row_P], item_P).sort(descending=True, stable=True)
     row_P, by_row_P = row_P[by_score_P].sort(stable=True)
-    start_R = torch.searchsorted(row_P, torch.arange(len(user_RD), device=row_P.device))
+    start_R = torch.searchsorted(row_P, torch.arange(len(rows), device=row_P.device))
     place_RK = start_R[:, None] + torch.arange(k, device=row_P.device)
     return item_P[by_score_P][by_row_P][place_RK], score_P[by_row_P][place_RK]
 

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 ORDER = ["config", "runtime", "artifacts", "catalog", "encoders", "vectors", "embed", "graph", "model", "ranking"]
-ORDER += ["estimate", "train", "recommend", "pipeline"]
+ORDER += ["estimate", "baselines", "train", "recommend", "pipeline"]
 MAY_IMPORT = {
     "ray": {"runtime", "embed", "train", "recommend"},
     "vllm": {"encoders"},

@@ -1,0 +1,210 @@
+"""AlphaRec beside other models: one split, one evaluator, every setting and epoch chosen on the validation split.
+
+    python benchmarks/leaderboard.py --dataset ml-1m --models closed                    # about 5 minutes
+    python benchmarks/leaderboard.py --dataset amazon-games --models mf,lightgcn,alpharec --seeds 3 --hidden 108
+
+Closed forms walk their grid; trained models take AlphaRec's batches, loss and temperature ("-bpr": BPR, one negative).
+Where AlphaRec runs, each other model is compared with it by a paired t-test on the users' test Recall@20.
+"""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import time
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from common import ROOT, parser, print_result, settings_arguments
+from scipy.stats import ttest_rel
+from torch import Tensor
+
+from alpharec.artifacts import Artifact
+from alpharec.baselines import GraphFilter, IdEmbeddings, ease, text_neighbors
+from alpharec.catalog import load_dataset
+from alpharec.config import Settings, load_settings
+from alpharec.pipeline import run_stages
+from alpharec.ranking import Evaluation, Scores, evaluate, evaluate_scores
+from alpharec.runtime import show_progress
+from alpharec.train import Selection, Training, build_graph, popularity, truth_and_seen
+from alpharec.vectors import load_vectors
+
+METRICS = ("recall@20", "ndcg@20", "hr@20")
+CLOSED = ("most-popular", "text-neighbors", "text-propagation", "ease", "gf-cf")
+TRAINED: dict[str, dict[str, Any]] = {
+    "mf": {"model__num_layers": 0},
+    "mf-bpr": {"model__num_layers": 0, "train__loss": "bpr", "train__num_negatives": 1},
+    "lightgcn": {},
+    "lightgcn-bpr": {"train__loss": "bpr", "train__num_negatives": 1},
+    "alpharec": {},
+}
+Candidate = tuple[dict[str, Any], Scores | tuple[Tensor, Tensor]]
+
+
+@dataclass
+class Board:
+    """A dataset and the options of the run."""
+
+    given: Any
+
+    def settings(self, **options: Any) -> Settings:
+        return load_settings(
+            settings_arguments(
+                self.given.dataset,
+                self.given.data,
+                storage=self.given.storage,
+                evaluate__valid_mask="train+test",
+                **options,
+            )
+        )
+
+    @cached_property
+    def embedded(self) -> dict[str, Artifact]:
+        return run_stages(self.settings(), "embed")
+
+    @cached_property
+    def dataset(self) -> Any:
+        return load_dataset(run_stages(self.settings(), "prepare")["prepare"])
+
+    @cached_property
+    def item_IT(self) -> Tensor:
+        return torch.from_numpy(load_vectors(self.embedded["embed"])).float()
+
+    def measure(self, found: Scores | tuple[Tensor, Tensor], split: str) -> Evaluation:
+        settings = self.settings().evaluate
+        truth, seen = truth_and_seen(self.dataset, split, settings)
+        chosen: dict[str, Any] = {"truth": truth, "seen": seen, "ks": (20,), "block_size": settings.block_size}
+        return evaluate_scores(found, **chosen) if isinstance(found, Scores) else evaluate(*found, **chosen)
+
+    def closed(self, name: str) -> Iterator[Candidate]:
+        """Yield a closed form at each setting of its grid."""
+        graph = build_graph(self.dataset)
+        if name == "most-popular":
+            yield {}, popularity(self.dataset)
+        elif name == "text-neighbors":
+            yield {}, text_neighbors(self.item_IT, graph)
+        elif name == "text-propagation":
+            for num_layers in range(1, 9):
+                yield {"num_layers": num_layers}, text_neighbors(self.item_IT, graph, num_layers=num_layers)
+        elif name == "ease":
+            for regularization in (50, 100, 200, 400, 800, 1600, 3200):
+                yield {"regularization": regularization}, ease(graph, regularization=regularization)
+        else:
+            graph_filter = GraphFilter(graph, max_rank=512, seed=self.given.seed)
+            for rank, low_pass in itertools.product((32, 64, 128, 256, 512), (0.25, 0.5, 1.0, 2.0)):
+                setting = {"rank": rank, "low_pass": low_pass}
+                yield setting, graph_filter.scores(**setting)
+
+    def trained(self, name: str, seed: int) -> Training:
+        """Return a run of a trained model, set up."""
+        ids = name != "alpharec"
+        options: dict[str, Any] = {
+            "seed": seed,
+            "train__max_epochs": self.given.epochs,
+            "train__patience": self.given.patience,
+            "train__learning_rate": self.given.id_learning_rate if ids else None,
+            "model__hidden_width": self.given.hidden,
+        }
+        settings = self.settings(**options | TRAINED[name])
+        if not ids:
+            return Training.build(settings, self.dataset, self.item_IT)
+        graph, width = build_graph(self.dataset), settings.model.width
+        sizes = (graph.num_users, graph.num_items)
+        model = IdEmbeddings(*sizes, width=width, num_layers=settings.model.num_layers, seed=seed)
+        return Training(settings, graph, None, model, Selection.build(settings, self.dataset, graph))  # type: ignore[arg-type]
+
+
+def run_closed(board: Board, name: str) -> tuple[dict[str, Any], Tensor]:
+    """Return the test metrics of the setting that is best on the validation split, and each user's Recall."""
+    best: dict[str, Any] = {"valid_recall@20": -1.0}
+    test, valid_by_setting = None, {}
+    for setting, found in board.closed(name):
+        valid = board.measure(found, "valid").means()["recall@20"]
+        valid_by_setting[" ".join(f"{key}={value}" for key, value in setting.items())] = round(valid, 4)
+        print(name, setting, f"valid_recall@20 {valid:.4f}", flush=True)
+        if valid > best["valid_recall@20"]:
+            test = board.measure(found, "test")
+            best = {"setting": setting, "valid_recall@20": round(valid, 4)}
+            best |= {metric: round(test.means()[metric], 4) for metric in METRICS}
+    assert test is not None
+    return best | {"grid": valid_by_setting}, test.values["recall@20"]
+
+
+def run_trained(board: Board, name: str) -> tuple[dict[str, Any], Tensor]:
+    """Return the mean test metrics over seeds, each seed at its best validation epoch, and each user's mean Recall."""
+    tests, states = [], []
+    for seed in range(board.given.seed, board.given.seed + board.given.seeds):
+        training = board.trained(name, seed)
+        for _ in training.run():
+            entry = training.state.history[-1]
+            if "valid_recall@20" in entry:
+                print(name, seed, {key: round(value, 4) for key, value in entry.items()}, flush=True)
+        training.model.load_state_dict(training.state.best_weights)
+        tests.append(board.measure(training.represent(), "test"))
+        states.append(training.state)
+        print(name, seed, tests[-1].means(), flush=True)
+    train = training.settings.train
+    result: dict[str, Any] = {}
+    for metric in METRICS:
+        values = [test.means()[metric] for test in tests]
+        result[metric] = round(statistics.mean(values), 4)
+        result[f"{metric}_std"] = round(statistics.stdev(values), 4) if len(values) > 1 else None
+    result["setting"] = {
+        "loss": train.loss,
+        "learning_rate": train.learning_rate,
+        "num_layers": training.model.num_layers,
+        "temperature": train.temperature if train.loss == "infonce" else None,
+        "weights": sum(weight.numel() for weight in training.model.parameters()),
+    }
+    result["valid_recall@20"] = [round(state.best_score, 4) for state in states]
+    result["best_epoch"], result["epochs"] = [state.best_epoch for state in states], [state.epoch for state in states]
+    return result, torch.stack([test.values["recall@20"] for test in tests]).mean(0)
+
+
+def main() -> None:
+    """Run the models asked for and print their metrics."""
+    arguments = parser("Test metrics of AlphaRec and of other models, chosen on validation.")
+    arguments.add_argument(
+        "--models", default="closed", help=f"names, or 'closed', 'trained', 'all': {', '.join((*CLOSED, *TRAINED))}"
+    )
+    arguments.add_argument("--seeds", type=int, default=3, help="runs of each trained model")
+    arguments.add_argument("--seed", type=int, default=101, help="the first of them")
+    arguments.add_argument("--epochs", type=int, default=75, help="at most")
+    arguments.add_argument("--patience", type=int, default=3, help="validations without a better one, one in 5 epochs")
+    arguments.add_argument("--hidden", type=int, default=None, help="alpharec's hidden width; unset: 1,536 for MiniLM")
+    arguments.add_argument("--id-learning-rate", type=float, default=1e-3)
+    arguments.add_argument("--storage", default=str(ROOT / "store/benchmarks"))
+    given = arguments.parse_args()
+    groups = {"closed": CLOSED, "trained": tuple(TRAINED), "all": (*CLOSED, *TRAINED)}
+    names = groups.get(given.models, given.models.split(","))
+    unknown = set(names) - set(groups["all"])
+    if unknown:
+        arguments.error(f"--models: expected some of {', '.join(groups['all'])} (got {', '.join(sorted(unknown))})")
+    warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+    show_progress()
+    board, models, recall = Board(given), {}, {}
+    for name in names:
+        started = time.monotonic()
+        models[name], recall[name] = (run_closed if name in CLOSED else run_trained)(board, name)
+        models[name]["seconds"] = round(time.monotonic() - started, 1)
+        print(name, models[name], flush=True)
+    pairs = {}
+    for name in recall.keys() - {"alpharec"} if "alpharec" in recall else ():
+        found = ttest_rel(recall["alpharec"].numpy(), recall[name].numpy())
+        difference = float((recall["alpharec"] - recall[name]).mean())
+        pairs[f"alpharec - {name}"] = {"recall@20": round(difference, 4), "p": float(f"{found.pvalue:.2g}")}
+    print_result(
+        dataset=given.dataset,
+        models=models,
+        paired_t_test=pairs,
+        users=len(next(iter(recall.values()))),
+        seeds=given.seeds,
+    )
+
+
+if __name__ == "__main__":
+    main()

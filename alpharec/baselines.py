@@ -81,10 +81,10 @@ class GraphFilter:
     def scores(self, *, rank: int, low_pass: float) -> Scores:
         """Return the scores with the first ``rank`` vectors.
 
-        Raises: ``ValueError`` if ``rank`` is not in 0..max_rank.
+        Raises: ``ValueError`` if ``rank`` is not in 1..max_rank.
         """
-        if not 0 <= rank <= self.vector_IR.shape[1]:
-            raise ValueError(f"graph filter: rank must be in 0..{self.vector_IR.shape[1]} (got {rank})")
+        if not 1 <= rank <= self.vector_IR.shape[1]:
+            raise ValueError(f"graph filter: rank must be in 1..{self.vector_IR.shape[1]} (got {rank})")
         vector_IR = self.vector_IR[:, :rank]
         into_IR, out_RI = vector_IR * self.scale_I1, (vector_IR * self.root_I1).T
 
@@ -104,7 +104,7 @@ class IdEmbeddings(nn.Module):
         num_users, num_items: of the whole graph.
         width: D.
         num_layers: L of the propagation.
-        seed: of the initial vectors, normal with deviation 0.1.
+        seed: of the initial vectors, normal with deviation 0.01: cosines forget them within an epoch of Adam at 1e-3.
 
     Source: LightGCN (arXiv 2002.02126).
     """
@@ -113,8 +113,8 @@ class IdEmbeddings(nn.Module):
         super().__init__()
         self.num_layers, self.width = num_layers, width
         generator = torch.Generator().manual_seed(seed)
-        self.user_UD = nn.Parameter(torch.randn(num_users, width, generator=generator) * 0.1)
-        self.item_ID = nn.Parameter(torch.randn(num_items, width, generator=generator) * 0.1)
+        self.user_UD = nn.Parameter(torch.randn(num_users, width, generator=generator) * 0.01)
+        self.item_ID = nn.Parameter(torch.randn(num_items, width, generator=generator) * 0.01)
 
     def forward(self, graph: InteractionGraph, features: object = None) -> tuple[Tensor, Tensor]:
         """Return final representations of the worker's users and all items, not normalised. Shapes: [U, D], [I, D]."""
@@ -157,7 +157,7 @@ def _gram(graph: InteractionGraph, weight_U: Tensor) -> Tensor:
 
 
 def _invert_(matrix_II: Tensor) -> None:
-    """Invert a symmetric positive definite matrix in place; the lower triangle is all that is read.
+    """Invert a symmetric positive definite matrix in place; blocks above the diagonal are not read.
 
     The sweep operator, some pivots at a time: I^3 / 2 multiplications, all in matrix products. Every pivot block is a
     Schur complement, so positive definite too, and needs no search for a pivot.

@@ -1,0 +1,252 @@
+"""Each model against its formula written out in NumPy, blocks against one block, and learning on a checkerboard.
+
+Names end in their shape: U users, I items, E interactions, T text width, D representation width.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch_geometric.nn import LightGCN
+
+import alpharec.baselines
+from alpharec.baselines import GraphFilter, IdEmbeddings, _first_vectors, _invert_, ease, text_neighbors
+from alpharec.graph import InteractionGraph, Part, Sampler
+from alpharec.model import Objective, train_step
+from alpharec.ranking import Lists, Scores, evaluate, evaluate_scores, rank_scores
+
+NEAR = {"rtol": 1e-4, "atol": 1e-5}  # float32 sums of at most 60 terms, and an inverse with condition below 100
+
+Array = NDArray[np.float64]
+
+
+@pytest.fixture(params=[1024, 7], ids=["one block", "blocks of 7 items"])
+def block(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Build item-item matrices whole, and some items at a time."""
+    monkeypatch.setattr(alpharec.baselines, "ITEMS_AT_ONCE", request.param)
+    return int(request.param)
+
+
+def interactions(num_users: int = 60, num_items: int = 25, seed: int = 0) -> Tensor:
+    """Return a random 0/1 matrix [U, I] with user 3 and items 0 and 9 alone."""
+    seen_UI = torch.rand(num_users, num_items, generator=torch.Generator().manual_seed(seed)) < 0.25
+    seen_UI[3] = False
+    seen_UI[:, [0, 9]] = False
+    return seen_UI
+
+
+def graph_of(seen_UI: Tensor, part: Part = Part()) -> InteractionGraph:
+    users, items = seen_UI.nonzero(as_tuple=True)
+    return InteractionGraph(users, items, num_users=seen_UI.shape[0], num_items=seen_UI.shape[1], part=part)
+
+
+def inverse_root(x: Array) -> Array:
+    return np.divide(1, np.sqrt(x), out=np.zeros_like(x), where=x > 0)
+
+
+def normalised(seen_UI: Tensor) -> Array:
+    x_UI = seen_UI.double().numpy()
+    return inverse_root(x_UI.sum(1))[:, None] * x_UI * inverse_root(x_UI.sum(0))
+
+
+def all_scores(scores: Scores) -> Tensor:
+    return scores.of(torch.arange(scores.num_users))
+
+
+def text(num_items: int, width: int = 6) -> Tensor:
+    return torch.randn(num_items, width, generator=torch.Generator().manual_seed(1))
+
+
+# Closed forms
+
+
+@pytest.mark.parametrize("num_layers", [0, 1, 3])
+def test_text_neighbors_equal_powers_of_the_normalised_adjacency(num_layers: int) -> None:
+    seen_UI = interactions()
+    item_IT = text(25)
+    x_UI, n_UI = seen_UI.double().numpy(), normalised(seen_UI)
+    mean_UT = x_UI @ item_IT.double().numpy() / np.maximum(x_UI.sum(1), 1)[:, None]
+    adjacency = np.block([[np.zeros((60, 60)), n_UI], [n_UI.T, np.zeros((25, 25))]])
+    start = np.concatenate([mean_UT, item_IT.double().numpy()])
+    layers = [np.linalg.matrix_power(adjacency, layer) @ start for layer in range(num_layers + 1)]
+    expected = np.mean(layers, 0)
+    expected /= np.maximum(np.linalg.norm(expected, axis=1, keepdims=True), 1e-12)
+    found = torch.cat(text_neighbors(item_IT, graph_of(seen_UI), num_layers=num_layers))
+    np.testing.assert_allclose(found.numpy(), expected, **NEAR)
+
+
+def test_ease_equals_a_ridge_regression_for_each_item(block: int) -> None:
+    # Its definition rather than its closed form: item j from all other items, by least squares with a penalty.
+    seen_UI = interactions()
+    x_UI = seen_UI.double().numpy()
+    weight_II = np.zeros((25, 25))
+    for item in range(25):
+        others = np.delete(np.arange(25), item)
+        gram = x_UI[:, others].T @ x_UI[:, others] + 4 * np.eye(24)
+        weight_II[others, item] = np.linalg.solve(gram, x_UI[:, others].T @ x_UI[:, item])
+    found = all_scores(ease(graph_of(seen_UI), regularization=4.0))
+    np.testing.assert_allclose(found.numpy(), x_UI @ weight_II, **NEAR)
+
+
+@pytest.mark.parametrize(("rank", "low_pass"), [(3, 0.0), (1, 1.0), (3, 0.5), (25, 2.0)])
+def test_graph_filter_equals_its_formula_with_a_full_singular_value_decomposition(
+    block: int, rank: int, low_pass: float
+) -> None:
+    seen_UI = interactions()
+    x_UI, n_UI = seen_UI.double().numpy(), normalised(seen_UI)
+    vector_IR = np.linalg.svd(n_UI)[2].T[:, :rank]
+    root_I = np.sqrt(x_UI.sum(0))
+    low_II = inverse_root(x_UI.sum(0))[:, None] * (vector_IR @ vector_IR.T) * root_I
+    found = all_scores(GraphFilter(graph_of(seen_UI), max_rank=25).scores(rank=rank, low_pass=low_pass))
+    np.testing.assert_allclose(found.numpy(), x_UI @ (n_UI.T @ n_UI + low_pass * low_II), **NEAR)
+
+
+def test_first_vectors_hold_what_those_of_a_full_decomposition_hold() -> None:
+    # A random matrix: the fifth singular value is only 3% below the fourth.
+    seen_UI = interactions(num_users=80, num_items=60)
+    n_UI = normalised(seen_UI)
+    found_IR = _first_vectors(graph_of(seen_UI), 4, seed=0).double().numpy()
+    np.testing.assert_allclose(found_IR.T @ found_IR, np.eye(4), atol=1e-5)
+    held = np.linalg.norm(n_UI @ found_IR) ** 2
+    np.testing.assert_allclose(held, (np.linalg.svd(n_UI)[1][:4] ** 2).sum(), rtol=1e-3)
+
+
+@pytest.mark.parametrize("size", [1, 7, 25, 28])
+def test_inverse_in_place_reads_no_block_above_the_diagonal(block: int, size: int) -> None:
+    root = torch.randn(size, 40, generator=torch.Generator().manual_seed(2))
+    matrix_II = root @ root.T / 40 + torch.eye(size)
+    expected = torch.linalg.inv(matrix_II.double())
+    for first in range(0, size, block):
+        matrix_II[first : first + block, first + block :] = torch.nan
+    _invert_(matrix_II)
+    torch.testing.assert_close(matrix_II.double(), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("block_size", [1, 7, 60])
+def test_any_block_of_users_gives_the_same_metrics(block_size: int) -> None:
+    seen_UI = interactions()
+    truth_UI = interactions(seed=5) & ~seen_UI
+    seen, truth = (Lists.from_pairs(*of.nonzero(as_tuple=True), 60) for of in (seen_UI, truth_UI))
+    graph = graph_of(seen_UI)
+    for scores in (ease(graph, regularization=4.0), GraphFilter(graph, max_rank=8).scores(rank=8, low_pass=0.5)):
+        whole = evaluate_scores(scores, truth=truth, seen=seen, ks=(5,))
+        parts = evaluate_scores(scores, truth=truth, seen=seen, ks=(5,), block_size=block_size)
+        assert all(torch.equal(whole.values[name], parts.values[name]) for name in whole.values)
+
+
+# Scores of the ranking
+
+
+def test_scores_of_dot_products_give_the_lists_and_metrics_of_representations() -> None:
+    # Whole numbers: products are exact in float32 whatever their order, and most scores tie.
+    generator = torch.Generator().manual_seed(3)
+    user_UD, item_ID = (torch.randint(-2, 3, (size, 3), generator=generator).float() for size in (60, 500))
+    seen_UI = torch.rand(60, 500, generator=generator) < 0.1
+    truth_UI = (torch.rand(60, 500, generator=generator) < 0.1) & ~seen_UI
+    seen, truth = (Lists.from_pairs(*of.nonzero(as_tuple=True), 60) for of in (seen_UI, truth_UI))
+    scores = Scores(lambda users_B: user_UD[users_B] @ item_ID.T, 60, 500, user_UD.device)
+    made = evaluate_scores(scores, truth=truth, seen=seen, ks=(5, 20), block_size=13)
+    expected = evaluate(user_UD, item_ID, truth=truth, seen=seen, ks=(5, 20))
+    assert torch.equal(made.users, expected.users)
+    assert all(torch.equal(made.values[name], expected.values[name]) for name in expected.values)
+    users_B, item_BK, score_BK = next(rank_scores(scores, 500, users=torch.tensor([4, 2]), seen=seen))
+    for user, items, values in zip(users_B.tolist(), item_BK.tolist(), score_BK.tolist(), strict=True):
+        score = (item_ID @ user_UD[user]).tolist()
+        order = sorted((item for item in range(500) if not seen_UI[user, item]), key=lambda item: (-score[item], item))
+        assert items == order + [-1] * (500 - len(order))
+        assert values[: len(order)] == [score[item] for item in order]
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_scores_that_are_not_finite_or_not_of_this_shape_are_refused(bad: float) -> None:
+    truth = Lists.from_pairs(torch.tensor([0, 1]), torch.tensor([0, 2]), 2)
+    broken = torch.zeros(2, 3)
+    broken[1, 1] = bad
+    with pytest.raises(ValueError, match=r"scores must be finite \(got NaN or infinity for user 1\)"):
+        evaluate_scores(Scores(lambda users_B: broken[users_B], 2, 3, broken.device), truth=truth)
+    with pytest.raises(ValueError, match=r"scores must be \(2, 4\) \(got \(2, 3\)\)"):
+        evaluate_scores(Scores(lambda users_B: torch.zeros(2, 3), 2, 4, broken.device), truth=truth)
+    with pytest.raises(ValueError, match=r"k and block_size must be 1 or more \(got 0 and 1024\)"):
+        rank_scores(Scores(lambda users_B: broken[users_B], 2, 3, broken.device), 0, users=torch.tensor([0]))
+    with pytest.raises(ValueError, match="users must be in 0"):
+        rank_scores(Scores(lambda users_B: broken[users_B], 2, 3, broken.device), 1, users=torch.tensor([2]))
+
+
+# ID embeddings
+
+
+@pytest.mark.parametrize("num_layers", [0, 1, 3])
+def test_id_embeddings_equal_lightgcn_of_torch_geometric(num_layers: int) -> None:
+    seen_UI = interactions()
+    model = IdEmbeddings(60, 25, width=5, num_layers=num_layers)
+    theirs = LightGCN(85, 5, num_layers)
+    theirs.embedding.weight = torch.nn.Parameter(torch.cat([model.user_UD, model.item_ID]).detach())
+    users, items = seen_UI.nonzero(as_tuple=True)
+    edges = torch.stack([torch.cat([users, items + 60]), torch.cat([items + 60, users])])
+    torch.testing.assert_close(torch.cat(model(graph_of(seen_UI))), theirs.get_embedding(edges))
+
+
+def test_id_embeddings_divide_over_workers_as_users_and_items_do() -> None:
+    seen_UI = interactions()
+    model = IdEmbeddings(60, 25, width=5, num_layers=0)
+    parts = [graph_of(seen_UI, Part(rank, 3)) for rank in range(3)]
+    users = [model.user_UD[part.first_user : part.first_user + part.num_local_users] for part in parts]
+    items = [model.item_ID[part.part.rows(25)] for part in parts]
+    assert torch.equal(torch.cat(users), model.user_UD)
+    assert torch.equal(torch.cat(items), model.item_ID)
+
+
+@pytest.mark.parametrize("objective", [Objective("infonce", 0.2), Objective("bpr")], ids=["infonce", "bpr"])
+@pytest.mark.parametrize("num_layers", [0, 2], ids=["mf", "lightgcn"])
+def test_id_embeddings_learn_the_checkerboard(objective: Objective, num_layers: int) -> None:
+    # Even users like even items, odd users odd ones; user u's own item u is held out and must come back first.
+    size = 24
+    likes_UI = (torch.arange(size)[:, None] - torch.arange(size)) % 2 == 0
+    graph = graph_of(likes_UI & ~torch.eye(size).bool())
+    model = IdEmbeddings(size, size, width=8, num_layers=num_layers, seed=1)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    sampler = Sampler(graph, 0, batch_size=len(graph.items), num_negatives=8 if objective.loss == "infonce" else 1)
+    for step in range(150):
+        batch = sampler.draw(step)
+        train_step(model, optimizer, graph, None, batch, objective, positives=sampler.positives_per_step)  # type: ignore[arg-type]
+    with torch.no_grad():
+        user_UD, item_ID = (objective.scale(x_XD) for x_XD in model(graph))
+    everyone = torch.arange(size)
+    truth = Lists.from_pairs(everyone, everyone, size)
+    seen = Lists.from_pairs(*(likes_UI & ~torch.eye(size).bool()).nonzero(as_tuple=True), size)
+    assert evaluate(user_UD, item_ID, truth=truth, seen=seen, ks=(1,)).means()["recall@1"] == 1
+
+
+def test_id_embeddings_of_a_seed_are_the_same_and_leave_the_global_generator_alone() -> None:
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    one, same, other = (IdEmbeddings(4, 3, seed=seed) for seed in (1, 1, 2))
+    assert torch.equal(one.user_UD, same.user_UD)
+    assert not torch.equal(one.user_UD, other.user_UD)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+# Bad input
+
+
+def test_settings_and_graphs_that_do_not_fit_are_refused() -> None:
+    seen_UI = interactions()
+    graph = graph_of(seen_UI)
+    with pytest.raises(ValueError, match=r"regularization must be above 0 \(got 0\.0\)"):
+        ease(graph, regularization=0.0)
+    with pytest.raises(ValueError, match=r"max_rank must be in 1\.\.25 \(got 26\)"):
+        GraphFilter(graph, max_rank=26)
+    with pytest.raises(ValueError, match=r"rank must be in 1\.\.3 \(got 4\)"):
+        GraphFilter(graph, max_rank=3).scores(rank=4, low_pass=1.0)
+    with pytest.raises(ValueError, match=r"title vectors must cover 25 items \(got 24 rows\)"):
+        text_neighbors(text(24), graph)
+    for closed_form in (
+        lambda part: ease(part, regularization=1.0),
+        lambda part: GraphFilter(part, max_rank=3),
+        lambda part: text_neighbors(text(25), part),
+    ):
+        with pytest.raises(ValueError, match=r"closed forms need all users on one worker \(got 2 workers\)"):
+            closed_form(graph_of(seen_UI, Part(0, 2)))

@@ -5,7 +5,10 @@ Names end in their shape: U users, I items, E interactions, T text width, D repr
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from numpy.typing import NDArray
@@ -14,9 +17,12 @@ from torch_geometric.nn import LightGCN
 
 import alpharec.baselines
 from alpharec.baselines import GraphFilter, IdEmbeddings, _first_vectors, _invert_, ease, text_neighbors
+from alpharec.catalog import Dataset, Pairs
+from alpharec.config import Settings
 from alpharec.graph import InteractionGraph, Part, Sampler
 from alpharec.model import Objective, train_step
 from alpharec.ranking import Lists, Scores, evaluate, evaluate_scores, rank_scores
+from alpharec.train import Selection, Training, build_graph
 
 NEAR = {"rtol": 1e-4, "atol": 1e-5}  # float32 sums of at most 60 terms, and an inverse with condition below 100
 
@@ -189,16 +195,6 @@ def test_id_embeddings_equal_lightgcn_of_torch_geometric(num_layers: int) -> Non
     torch.testing.assert_close(torch.cat(model(graph_of(seen_UI))), theirs.get_embedding(edges))
 
 
-def test_id_embeddings_divide_over_workers_as_users_and_items_do() -> None:
-    seen_UI = interactions()
-    model = IdEmbeddings(60, 25, width=5, num_layers=0)
-    parts = [graph_of(seen_UI, Part(rank, 3)) for rank in range(3)]
-    users = [model.user_UD[part.first_user : part.first_user + part.num_local_users] for part in parts]
-    items = [model.item_ID[part.part.rows(25)] for part in parts]
-    assert torch.equal(torch.cat(users), model.user_UD)
-    assert torch.equal(torch.cat(items), model.item_ID)
-
-
 @pytest.mark.parametrize("objective", [Objective("infonce", 0.2), Objective("bpr")], ids=["infonce", "bpr"])
 @pytest.mark.parametrize("num_layers", [0, 2], ids=["mf", "lightgcn"])
 def test_id_embeddings_learn_the_checkerboard(objective: Objective, num_layers: int) -> None:
@@ -227,6 +223,30 @@ def test_id_embeddings_of_a_seed_are_the_same_and_leave_the_global_generator_alo
     assert torch.equal(one.user_UD, same.user_UD)
     assert not torch.equal(one.user_UD, other.user_UD)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_training_loop_takes_id_embeddings_and_resumes_them_bit_for_bit() -> None:
+    seen_UI, valid_UI = interactions(), interactions(seed=5)
+    pairs = [Pairs(*(x.numpy() for x in of.nonzero(as_tuple=True))) for of in (seen_UI, valid_UI & ~seen_UI)]
+    names = pa.array([str(number) for number in range(60)])
+    dataset = Dataset(names[:25], names[:25], names, *pairs, Pairs(*(np.zeros(0, np.int64) for _ in range(2))))
+    settings = Settings.model_validate(
+        {"train": {"batch_size": 64, "max_epochs": 6, "evaluate_every": 2, "num_negatives": 4}}
+    )
+
+    def training() -> Training:
+        graph, model = build_graph(dataset), IdEmbeddings(60, 25, width=4)
+        return Training(settings, graph, None, model, Selection.build(settings, dataset, graph))  # type: ignore[arg-type]
+
+    whole, stopped, resumed = training(), training(), training()
+    assert sum(1 for _ in whole.run()) == 6
+    for _ in stopped.run():
+        if stopped.state.epoch == 3:
+            break
+    resumed.restore(deepcopy(stopped.snapshot()))
+    assert sum(1 for _ in resumed.run()) == 3
+    assert torch.equal(torch.cat(whole.represent()), torch.cat(resumed.represent()))
+    assert whole.state.best_score == resumed.state.best_score > 0
 
 
 # Bad input

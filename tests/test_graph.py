@@ -20,6 +20,7 @@ from torch import Tensor
 from torch_geometric.nn import LGConv
 
 import alpharec.graph
+from alpharec.baselines import IdEmbeddings
 from alpharec.graph import VIRTUAL_SHARDS, Batch, InteractionGraph, Part, Sampler, _shuffle, user_range
 from alpharec.model import AlphaRec, NonFiniteLossError, Objective, TextFeatures, train_step
 
@@ -228,10 +229,11 @@ def share(part: Part, item_IT: Tensor) -> Tensor:
     return item_IT[part.rows(len(item_IT))]
 
 
-def take_steps(part: Part, seen_UI: Tensor, *, commute: bool) -> dict[str, Tensor]:
+def take_steps(part: Part, seen_UI: Tensor, *, commute: bool, ids: bool = False) -> dict[str, Tensor]:
     """Take three steps of a float64 model; return representations and gradients of the first, losses, weights."""
     graph = graph_of(seen_UI, part)
-    model = AlphaRec(6, hidden_width=10, width=4, num_layers=2, seed=5).double()
+    text_model = AlphaRec(6, hidden_width=10, width=4, num_layers=2, seed=5)
+    model = (IdEmbeddings(*seen_UI.shape, width=4, seed=5) if ids else text_model).double()
     features = TextFeatures.build(share(part, normal(seen_UI.shape[1], 6)), graph, commute=commute)
     assert (features.user_UT is None) == commute
     user_UD, item_ID = model(graph, features)
@@ -280,6 +282,7 @@ def work(rank: int, folder: Path) -> None:
             "commuted": take_steps(part, isolated_seen(), commute=True),
             "stored": take_steps(part, isolated_seen(), commute=False),
             "few": take_steps(part, two_users(), commute=True),
+            "ids": take_steps(part, isolated_seen(), commute=True, ids=True),
             "stopped": spoil_one_worker(part),
         }
         torch.save(results, folder / f"{size}-{rank}.pt")
@@ -297,6 +300,7 @@ def test_workers_equal_one_worker(tmp_path: Path) -> None:
         "commuted": take_steps(Part(), isolated_seen(), commute=True),
         "stored": take_steps(Part(), isolated_seen(), commute=False),
         "few": take_steps(Part(), two_users(), commute=True),
+        "ids": take_steps(Part(), isolated_seen(), commute=True, ids=True),
     }
     assert alone["commuted"]["first.weight"].abs().max() > 0.1  # the comparison below is of numbers of size 1
     for size in (2, 3):
@@ -311,7 +315,8 @@ def test_workers_equal_one_worker(tmp_path: Path) -> None:
                     torch.testing.assert_close(
                         value, expected[name], rtol=1e-10, atol=1e-12, msg=lambda text, n=name: f"{n}: {text}"
                     )
-            for name in ("first.weight", "last.bias"):  # every worker holds the same bits, or they would drift apart
+            weights = ("user_UD", "item_ID") if case == "ids" else ("first.weight", "last.bias")
+            for name in weights:  # every worker holds the same bits, or they would drift apart
                 assert all(torch.equal(worker[case][name], workers[0][case][name]) for worker in workers)
         assert all(worker["stopped"] for worker in workers)
 

@@ -1,6 +1,6 @@
 """AlphaRec beside other models: one split, one evaluator, every setting and epoch chosen on the validation split.
 
-    python benchmarks/leaderboard.py --dataset ml-1m --models closed                    # about 5 minutes
+    python benchmarks/leaderboard.py --dataset ml-1m --models closed                    # under 8 minutes
     python benchmarks/leaderboard.py --dataset amazon-games --models mf,lightgcn,alpharec --seeds 3 --hidden 108
 
 Closed forms walk their grid; trained models take AlphaRec's batches, loss and temperature ("-bpr": BPR, one negative).
@@ -130,6 +130,7 @@ def run_closed(board: Board, name: str) -> tuple[dict[str, Any], Tensor]:
             test = board.measure(found, "test")
             best = {"setting": setting, "valid_recall@20": round(valid, 4)}
             best |= {metric: round(test.means()[metric], 4) for metric in METRICS}
+        del found  # an item-item matrix, whose room the next one takes
     assert test is not None
     return best | {"grid": valid_by_setting}, test.values["recall@20"]
 

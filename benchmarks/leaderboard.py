@@ -25,7 +25,7 @@ from torch import Tensor
 
 from alpharec.artifacts import Artifact
 from alpharec.baselines import GraphFilter, IdEmbeddings, ease, text_neighbors
-from alpharec.catalog import load_dataset
+from alpharec.catalog import Dataset, load_dataset
 from alpharec.config import Settings, load_settings
 from alpharec.pipeline import run_stages
 from alpharec.ranking import Evaluation, Scores, evaluate, evaluate_scores
@@ -67,8 +67,12 @@ class Board:
         return run_stages(self.settings(), "embed")
 
     @cached_property
-    def dataset(self) -> Any:
-        return load_dataset(run_stages(self.settings(), "prepare")["prepare"])
+    def prepared(self) -> Artifact:
+        return run_stages(self.settings(), "prepare")["prepare"]
+
+    @cached_property
+    def dataset(self) -> Dataset:
+        return load_dataset(self.prepared)
 
     @cached_property
     def item_IT(self) -> Tensor:
@@ -76,7 +80,7 @@ class Board:
 
     def measure(self, found: Scores | tuple[Tensor, Tensor], split: str) -> Evaluation:
         settings = self.settings().evaluate
-        truth, seen = truth_and_seen(self.dataset, split, settings)
+        truth, seen = truth_and_seen(self.dataset.splits, split, settings, count=self.dataset.num_users)
         chosen: dict[str, Any] = {"truth": truth, "seen": seen, "ks": (20,), "block_size": settings.block_size}
         return evaluate_scores(found, **chosen) if isinstance(found, Scores) else evaluate(*found, **chosen)
 
@@ -111,11 +115,13 @@ class Board:
         }
         settings = self.settings(**options | TRAINED[name])
         if not ids:
-            return Training.build(settings, self.dataset, self.item_IT)
+            return Training.build(settings, self.prepared, self.embedded["embed"])
         graph, width = build_graph(self.dataset), settings.model.width
         sizes = (graph.num_users, graph.num_items)
         model = IdEmbeddings(*sizes, width=width, num_layers=settings.model.num_layers, seed=seed)
-        return Training(settings, graph, None, model, Selection.build(settings, self.dataset, graph))  # type: ignore[arg-type]
+        return Training(
+            settings, graph, None, model, Selection.build(settings, self.prepared, graph, torch.device("cpu"))
+        )  # type: ignore[arg-type]
 
 
 def run_closed(board: Board, name: str) -> tuple[dict[str, Any], Tensor]:

@@ -22,7 +22,7 @@ from alpharec.config import Settings
 from alpharec.graph import InteractionGraph, Part, Sampler
 from alpharec.model import Objective, train_step
 from alpharec.ranking import Lists, Scores, evaluate, evaluate_scores, rank_scores
-from alpharec.train import Selection, Training, build_graph
+from alpharec.train import Selection, Training, build_graph, truth_and_seen
 
 NEAR = {"rtol": 1e-4, "atol": 1e-5}  # float32 sums of at most 60 terms, and an inverse with condition below 100
 
@@ -206,8 +206,7 @@ def test_id_embeddings_learn_the_checkerboard(objective: Objective, num_layers: 
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     sampler = Sampler(graph, 0, batch_size=len(graph.items), num_negatives=8 if objective.loss == "infonce" else 1)
     for step in range(150):
-        batch = sampler.draw(step)
-        train_step(model, optimizer, graph, None, batch, objective, positives=sampler.positives_per_step)  # type: ignore[arg-type]
+        train_step(model, optimizer, None, sampler, step, objective)  # type: ignore[arg-type]
     with torch.no_grad():
         user_UD, item_ID = (objective.scale(x_XD) for x_XD in model(graph))
     everyone = torch.arange(size)
@@ -236,7 +235,9 @@ def test_the_training_loop_takes_id_embeddings_and_resumes_them_bit_for_bit() ->
 
     def training() -> Training:
         graph, model = build_graph(dataset), IdEmbeddings(60, 25, width=4)
-        return Training(settings, graph, None, model, Selection.build(settings, dataset, graph))  # type: ignore[arg-type]
+        lists = truth_and_seen(dataset.splits, "valid", settings.evaluate, count=dataset.num_users)
+        selection = Selection("valid_recall@20", *lists, graph.part, settings.evaluate)
+        return Training(settings, graph, None, model, selection)  # type: ignore[arg-type]
 
     whole, stopped, resumed = training(), training(), training()
     assert sum(1 for _ in whole.run()) == 6

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from alpharec.config import EstimateSettings, Settings
 from alpharec.graph import MOST_INTERACTIONS
-from alpharec.model import mean_commutes, units_at_once
+from alpharec.model import UNITS_SUMMED, mean_commutes
 
 BYTES = {"float32": 4, "bfloat16": 2}
 CACHE = 1 << 20  # of a core
@@ -354,7 +354,7 @@ def _seconds(size: Size, device: Device) -> dict[str, float]:
     rows = share if commutes else share + users
     products = 4 * rows * text * hidden + (6 * (share + users) * hidden * width if mlp else 0)
     sums = 4 * size.num_layers * pairs * width * 4 + (2 * pairs * hidden * cell if commutes else 0)
-    cached = items * min(hidden, units_at_once(int(share * text * cell))) * cell <= CACHE
+    cached = items * min(hidden, UNITS_SUMMED) * cell <= CACHE
     # Passes over hidden units: bias, leaky ReLU and their gradients; over representations: propagation and the loss.
     passes = 12 * (share + users) * hidden * cell if mlp else 4 * (share + users) * hidden * cell
     passes += (12 * size.num_layers + 12) * (users + items) * width * 4

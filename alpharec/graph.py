@@ -154,11 +154,14 @@ class InteractionGraph:
 
     def mean_of_items(self, item_ID: Tensor) -> Tensor:
         """Return the mean row of each user's train items, 0 for a user without any. Shapes: [I, D] -> [U, D]."""
-        return self._user_sum(item_ID).mul_(self.user_scale_U1**2)
+        return self._user_sum(item_ID).mul_(self._mean_scale(item_ID.dtype))
 
     def mean_to_items(self, user_UD: Tensor) -> Tensor:
         """Return this worker's part of the transposed mean; ``user_UD`` is overwritten. Shapes: [U, D] -> [I, D]."""
-        return self._item_sum(user_UD.mul_(self.user_scale_U1**2))
+        return self._item_sum(user_UD.mul_(self._mean_scale(user_UD.dtype)))
+
+    def _mean_scale(self, precision: torch.dtype) -> Tensor:
+        return (self.user_scale_U1**2).to(precision)  # a product of two precisions takes ten times as long
 
     def gather_items(self, item_SD: Tensor) -> Tensor:
         """Return all items' rows from each worker's share. Shapes: [S, D] -> [I, D]."""

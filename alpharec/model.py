@@ -25,11 +25,10 @@ ADDITION_COST = 4
 # Items per candidate up to which it is cheaper to score all of them: on 2 CPU cores with N = 257, forward and backward
 # took 0.6 times as long as the sampled ones with 1,000 items and 2.4 times with 3,043.
 PICK_COST = 4
-# Hidden units taken at a time. On 2 CPU cores 64 are best where the vectors stay in the cache between slices (ml-1m:
-# 128 and 256 take 17 and 33% longer); where each slice reads them from memory again, wider ones are (Amazon-Books'
-# shape: 256 take two thirds of the processor time of 64).
-UNITS_IN_CACHE, UNITS_AT_ONCE = 64, 256
-CACHE_BYTES = 32 << 20
+# Hidden units taken at a time by matrix products, in float32: with vectors of width 3,072, 64 units take twice as long
+# as 256. In bfloat16 half as many. And by sums over interactions, whose rows should stay in the cache: 64 units of
+# 4,000 items are 1 MB; on ml-1m wider slices take up to a third longer.
+UNITS_AT_ONCE, UNITS_SUMMED = 512, 64
 ROWS_AT_ONCE = 4096  # of texts outside training: 25 MB of hidden layer at H = 1,536
 SLOPE = 0.01  # of the leaky ReLU below 0
 
@@ -83,7 +82,7 @@ class TextFeatures:
             return cls(item_ST.to(precision), None)
         # Some columns at a time, so that no worker ever holds the vectors of all items.
         columns = (
-            graph.mean_of_items(graph.gather_items(part)).to(precision) for part in item_ST.split(UNITS_IN_CACHE, 1)
+            graph.mean_of_items(graph.gather_items(part)).to(precision) for part in item_ST.split(UNITS_SUMMED, 1)
         )
         return cls(item_ST.to(precision), torch.cat(list(columns), 1))
 
@@ -151,9 +150,10 @@ class AlphaRec(nn.Module):
 class _Project(torch.autograd.Function):
     """The projector on all users and items, some hidden units at a time.
 
-    Hidden units do not know each other before the last layer. A slice of them is narrow enough that the items' rows
-    stay in the cache while users' means are summed from them, and never are all of them needed unless gradients are;
-    then they are kept once, and their own gradients overwrite them.
+    Hidden units do not know each other before the last layer. Never are all of them needed unless gradients are; then
+    they are kept once, and their own gradients overwrite them.
+
+    Shapes: G hidden units of a matrix product, H those of a sum over interactions.
     """
 
     @staticmethod
@@ -173,62 +173,85 @@ class _Project(torch.autograd.Function):
         if bias_D is not None:
             user_UD += bias_D
             item_SD += bias_D
-        kept = []
-        for units in _slices(first_HT, item_ST):
-            layer_TH = first_HT[units].to(item_ST.dtype).T
-            item_SH = item_ST @ layer_TH
-            user_UH = graph.mean_of_items(graph.gather_items(item_SH)) if user_UT is None else user_UT @ layer_TH
-            for hidden_XH, out_XD in ((user_UH, user_UD), (item_SH, item_SD)):
-                if bias_H is None or last_DH is None:
-                    out_XD[:, units] = hidden_XH
-                    continue
+
+        def finish(hidden_XH: Tensor, units: slice, out_XD: Tensor) -> None:
+            if bias_H is None or last_DH is None:
+                out_XD[:, units] = hidden_XH
+            else:
                 F.leaky_relu_(hidden_XH.add_(bias_H[units]), SLOPE)
                 _add_product(out_XD, hidden_XH, last_DH[:, units].T)
+
+        kept = []
+        for group in _groups(first_HT, features):
+            layer_TG = first_HT[group].to(item_ST.dtype).T
+            item_SG = item_ST @ layer_TG
+            item_IG = graph.gather_items(item_SG) if user_UT is None else None
+            users = []
+            for units in _of_users(group, features):
+                columns = slice(units.start - group.start, units.stop - group.start)
+                if item_IG is not None:
+                    user_UH = graph.mean_of_items(item_IG[:, columns].contiguous())
+                elif user_UT is not None:
+                    user_UH = user_UT @ layer_TG[:, columns]
+                finish(user_UH, units, user_UD)
+                users.append(user_UH)
+            finish(item_SG, group, item_SD)
             if keep:
-                kept.append((user_UH, item_SH))
+                kept.append((users, item_SG))
         ctx.graph, ctx.features, ctx.kept = graph, features, kept
         ctx.save_for_backward(first_HT, last_DH)
         return user_UD, item_SD
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        graph, item_ST, user_UT = ctx.graph, ctx.features.item_ST, ctx.features.user_UT
+        graph, features = ctx.graph, ctx.features
         first_HT, last_DH = ctx.saved_tensors
         kept, ctx.kept = ctx.kept, None  # what follows overwrites it: a second backward pass must fail
         first_gradient_HT = torch.zeros_like(first_HT)
-        gradients_XD = [gradient.to(item_ST.dtype) for gradient in gradients]
+        user_gradient_UD, item_gradient_SD = (gradient.to(features.item_ST.dtype) for gradient in gradients)
         rest: tuple[Tensor | None, ...] = (None, None, None)
         if last_DH is not None:
             bias_H, last_gradient_DH = first_HT.new_zeros(len(first_HT)), torch.zeros_like(last_DH)
             rest = (bias_H, last_gradient_DH, gradients[0].sum(0) + gradients[1].sum(0))
-        for units, hidden in zip(_slices(first_HT, item_ST), kept, strict=True):
-            for hidden_XH, gradient_XD in zip(hidden, gradients_XD, strict=True):
-                if last_DH is None:
-                    hidden_XH.copy_(gradient_XD[:, units])
-                    continue
-                _add_product(last_gradient_DH[:, units], gradient_XD.T, hidden_XH)
-                gradient_XH = gradient_XD @ last_DH[:, units].to(gradient_XD.dtype)
-                torch.ops.aten.leaky_relu_backward.grad_input(gradient_XH, hidden_XH, SLOPE, True, grad_input=hidden_XH)
-                bias_H[units] += hidden_XH.sum(0, dtype=bias_H.dtype)
-            user_UH, item_SH = hidden
-            if user_UT is None:
-                item_SH += graph.share_of_items(graph.mean_to_items(user_UH))
-            else:
-                _add_product(first_gradient_HT[units], user_UH.T, user_UT)
-            _add_product(first_gradient_HT[units], item_SH.T, item_ST)
+
+        def go_back(hidden_XH: Tensor, units: slice, gradient_XD: Tensor) -> None:
+            if last_DH is None:
+                hidden_XH.copy_(gradient_XD[:, units])
+                return
+            _add_product(last_gradient_DH[:, units], gradient_XD.T, hidden_XH)
+            gradient_XH = gradient_XD @ last_DH[:, units].to(gradient_XD.dtype)
+            torch.ops.aten.leaky_relu_backward.grad_input(gradient_XH, hidden_XH, SLOPE, True, grad_input=hidden_XH)
+            bias_H[units] += hidden_XH.sum(0, dtype=bias_H.dtype)
+
+        for group, (users, item_SG) in zip(_groups(first_HT, features), kept, strict=True):
+            go_back(item_SG, group, item_gradient_SD)
+            to_items = []
+            for units, user_UH in zip(_of_users(group, features), users, strict=True):
+                go_back(user_UH, units, user_gradient_UD)
+                if features.user_UT is None:
+                    to_items.append(graph.mean_to_items(user_UH))
+                else:
+                    _add_product(first_gradient_HT[units], user_UH.T, features.user_UT)
+            if to_items:
+                item_SG += graph.share_of_items(torch.cat(to_items, 1))
+            _add_product(first_gradient_HT[group], item_SG.T, features.item_ST)
         return first_gradient_HT, *rest, None, None, None
 
 
-def units_at_once(vector_bytes: int) -> int:
-    """Return how many hidden units to take at a time where a worker's title vectors have so many bytes."""
-    return UNITS_IN_CACHE if vector_bytes <= CACHE_BYTES else UNITS_AT_ONCE
-
-
-def _slices(first_HT: Tensor, item_ST: Tensor) -> list[slice]:
-    """Divide the hidden units evenly."""
-    count = -(-len(first_HT) // units_at_once(item_ST.nbytes))
-    ends = [len(first_HT) * part // count for part in range(count + 1)]
+def _slices(first: int, end: int, at_once: int) -> list[slice]:
+    """Divide hidden units evenly into slices of at most ``at_once``."""
+    count = -(-(end - first) // at_once)
+    ends = [first + (end - first) * part // count for part in range(count + 1)]
     return [slice(*pair) for pair in itertools.pairwise(ends)]
+
+
+def _groups(first_HT: Tensor, features: TextFeatures) -> list[slice]:
+    return _slices(0, len(first_HT), max(1, UNITS_AT_ONCE * features.item_ST.element_size() // 4))
+
+
+def _of_users(group: slice, features: TextFeatures) -> list[slice]:
+    summed_in_cache = features.user_UT is None and features.item_ST.is_cpu
+    return _slices(group.start, group.stop, UNITS_SUMMED if summed_in_cache else group.stop - group.start)
 
 
 def _add_product(total_XY: Tensor, left_XB: Tensor, right_BY: Tensor) -> None:

@@ -115,15 +115,16 @@ def test_forward_is_the_plain_formulation(
 
 
 @pytest.mark.parametrize("commute", [True, False])
-@pytest.mark.parametrize("units_at_once", [1, 4, 11, 100])
+@pytest.mark.parametrize(("units_at_once", "units_summed"), [(1, 1), (4, 2), (4, 3), (11, 4), (100, 100)])
 def test_slices_of_hidden_units_change_nothing(
-    monkeypatch: pytest.MonkeyPatch, commute: bool, units_at_once: int
+    monkeypatch: pytest.MonkeyPatch, commute: bool, units_at_once: int, units_summed: int
 ) -> None:
     graph, model = graph_of(random_seen()), AlphaRec(6, hidden_width=11, width=5).double()
     features = TextFeatures.build(normal(14, 6), graph, commute=commute)
     wanted = model(graph, features)
     gradients = torch.autograd.grad(sum(x.square().sum() for x in wanted), tuple(model.parameters()))
-    monkeypatch.setattr(alpharec.model, "UNITS_IN_CACHE", units_at_once)
+    monkeypatch.setattr(alpharec.model, "UNITS_AT_ONCE", units_at_once)
+    monkeypatch.setattr(alpharec.model, "UNITS_SUMMED", units_summed)
     with torch.no_grad():
         for one, other in zip(model(graph, features), wanted, strict=True):
             assert not one.requires_grad

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from alpharec.config import EstimateSettings, Settings
 from alpharec.graph import MOST_INTERACTIONS
-from alpharec.model import UNITS_SUMMED, mean_commutes
+from alpharec.model import UNITS_SUMMED, mean_commutes, units_at_once
 
 BYTES = {"float32": 4, "bfloat16": 2}
 CACHE = 1 << 20  # of a core
@@ -319,7 +319,13 @@ def _step_peak(size: Size, device: Device, *, hidden: float, alone: bool) -> flo
     loss = 2 * user + 5 * item + 100 * candidates + 4 * batch * row
     # Alive: final representations, their gradients, two copies under way (three of items where workers sum them).
     propagation = 4 * user + (4 if alone else 5) * item + 4 * candidates + (0 if device.shares_host else 4 * pairs)
-    return max(drawing, hidden + loss, hidden + propagation)
+    # A group of all items' hidden units as gathered, and as added up on the way back.
+    units = min(
+        size.hidden_width if size.projector == "mlp" else size.width, units_at_once(items, BYTES[size.precision])
+    )
+    commutes = mean_commutes(size.users, size.interactions, size.text_width)
+    projection = 2 * items * units * BYTES[size.precision] + 3 * (user + item) if commutes else 3 * (user + item)
+    return max(drawing, hidden + loss, hidden + propagation, hidden + projection)
 
 
 def _validation_peak(size: Size) -> float:

@@ -29,6 +29,7 @@ PICK_COST = 4
 # as 256. In bfloat16 half as many. And by sums over interactions, whose rows should stay in the cache: 64 units of
 # 4,000 items are 1 MB; on ml-1m wider slices take up to a third longer.
 UNITS_AT_ONCE, UNITS_SUMMED = 512, 64
+GATHERED_BYTES = 1 << 30  # of all items' hidden units at a time, where that leaves more than UNITS_SUMMED
 ROWS_AT_ONCE = 4096  # of texts outside training: 25 MB of hidden layer at H = 1,536
 SLOPE = 0.01  # of the leaky ReLU below 0
 
@@ -182,7 +183,7 @@ class _Project(torch.autograd.Function):
                 _add_product(out_XD, hidden_XH, last_DH[:, units].T)
 
         kept = []
-        for group in _groups(first_HT, features):
+        for group in _groups(first_HT, graph, features):
             layer_TG = first_HT[group].to(item_ST.dtype).T
             item_SG = item_ST @ layer_TG
             item_IG = graph.gather_items(item_SG) if user_UT is None else None
@@ -223,7 +224,7 @@ class _Project(torch.autograd.Function):
             torch.ops.aten.leaky_relu_backward.grad_input(gradient_XH, hidden_XH, SLOPE, True, grad_input=hidden_XH)
             bias_H[units] += hidden_XH.sum(0, dtype=bias_H.dtype)
 
-        for group, (users, item_SG) in zip(_groups(first_HT, features), kept, strict=True):
+        for group, (users, item_SG) in zip(_groups(first_HT, graph, features), kept, strict=True):
             go_back(item_SG, group, item_gradient_SD)
             to_items = []
             for units, user_UH in zip(_of_users(group, features), users, strict=True):
@@ -245,8 +246,13 @@ def _slices(first: int, end: int, at_once: int) -> list[slice]:
     return [slice(*pair) for pair in itertools.pairwise(ends)]
 
 
-def _groups(first_HT: Tensor, features: TextFeatures) -> list[slice]:
-    return _slices(0, len(first_HT), max(1, UNITS_AT_ONCE * features.item_ST.element_size() // 4))
+def units_at_once(num_items: int, cell: int) -> int:
+    """Return how many hidden units a matrix product takes at a time, with numbers of ``cell`` bytes."""
+    return max(UNITS_SUMMED, min(UNITS_AT_ONCE * cell // 4, GATHERED_BYTES // max(1, num_items * cell)))
+
+
+def _groups(first_HT: Tensor, graph: InteractionGraph, features: TextFeatures) -> list[slice]:
+    return _slices(0, len(first_HT), units_at_once(graph.num_items, features.item_ST.element_size()))
 
 
 def _of_users(group: slice, features: TextFeatures) -> list[slice]:

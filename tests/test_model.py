@@ -27,6 +27,7 @@ from alpharec.model import (
     TextFeatures,
     sampled_scores,
     train_step,
+    units_at_once,
 )
 
 
@@ -112,6 +113,13 @@ def test_forward_is_the_plain_formulation(
         for one, other in zip(gradients, wanted, strict=True):
             # Sums of U + I terms of size 1: ten times the tolerance of one value.
             torch.testing.assert_close(one, other, rtol=10 * tolerance, atol=10 * tolerance)
+
+
+def test_a_group_of_hidden_units_of_all_items_is_bounded() -> None:
+    assert units_at_once(3_043, 4) == 512
+    assert units_at_once(3_043, 2) == 256
+    assert units_at_once(1_000_000, 4) == 2**30 // 4_000_000
+    assert units_at_once(10_000_000, 4) == 64
 
 
 @pytest.mark.parametrize("commute", [True, False])

@@ -12,6 +12,8 @@ import pytest
 os.environ["HF_HUB_OFFLINE"] = "1"
 # The tests' tensors are small: a second thread costs more than it does. Also read at import.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# ranx, an oracle on tiny data, would compile for a minute.
+os.environ["NUMBA_DISABLE_JIT"] = "1"
 
 BUCKET = "alpharec-tests"
 S3_SECRET = "kept-out-of-every-record"

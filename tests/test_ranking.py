@@ -318,8 +318,7 @@ def as_run(item_VK: Tensor, users: Tensor) -> dict[str, dict[str, float]]:
     }
 
 
-@pytest.mark.filterwarnings("ignore:unsafe cast from uint64")  # numba, when ranx compiles its recall
-@settings(max_examples=60, deadline=None)  # ranx compiles on its first call: a minute, then cached on disk
+@settings(max_examples=60, deadline=None)
 @given(problems())
 def test_metrics_of_every_user_equal_trec_eval_and_ranx(problem: tuple[Tensor, Tensor, Lists, Lists]) -> None:
     user_UD, item_ID, seen, truth = problem

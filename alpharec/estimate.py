@@ -124,6 +124,16 @@ class Size:
     valid: int = 0
     block_size: int = 1024
 
+    @property
+    def first_width(self) -> int:
+        """Width of the projector's first layer."""
+        return self.hidden_width if self.projector == "mlp" else self.width
+
+    @property
+    def commutes(self) -> bool:
+        """Whether users' means are taken after the first layer."""
+        return mean_commutes(self.users, self.interactions, self.text_width)
+
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
             least = 0 if name in ("num_layers", "held_out", "valid") else 1
@@ -144,7 +154,7 @@ class Estimate:
 
     Attributes:
         memory: bytes on the device by part while training; ``step`` is the largest moment of a step beyond the rest.
-        setup_host: most bytes in the host's memory before the first step: dataset, all vectors, sorting the graph.
+        setup_host: most bytes in the host's memory before the first step: reading and sorting its own part.
         setup_device: most bytes on the device before the first step.
         seconds: of one step, by kind of work.
         steps_per_epoch: steps.
@@ -288,25 +298,22 @@ def _share(size: Size) -> tuple[float, float, float]:
 
 
 def _memory(size: Size, device: Device) -> dict[str, float]:
-    (users, share, pairs), items, width = _share(size), size.items, size.width
-    cell, alone = BYTES[size.precision], size.num_workers == 1
-    commutes = mean_commutes(size.users, size.interactions, size.text_width)
-    vectors = share * size.text_width * cell
-    hidden = (users + share) * size.hidden_width * cell if size.projector == "mlp" else (users + share) * width * cell
+    (users, share, pairs), items, cell = _share(size), size.items, BYTES[size.precision]
+    hidden = (users + share) * size.first_width * cell
     # Two int32 lists with pointers, int64 gaps of the negatives, degrees (views into all users') and scales.
     graph = 16 * pairs + 4 * (users + items) + 4 * (users + items) + 16 * size.users + 8 * items
     seen = 8 * (pairs + size.valid / size.num_workers) + 16 * users
     return {
-        "title vectors": vectors,
-        "user means": 0.0 if commutes else users * size.text_width * cell,
+        "title vectors": share * size.text_width * cell,
+        "user means": 0.0 if size.commutes else users * size.text_width * cell,
         "graph": graph,
         "validation lists": seen,
         "weights and Adam": num_weights(size) * 4 * 5,  # weights, their gradients, two moments, the best so far
-        "step": max(_step_peak(size, device, hidden=hidden, alone=alone), _validation_peak(size)),
+        "step": max(_step_peak(size, device, hidden=hidden), _validation_peak(size)),
     }
 
 
-def _step_peak(size: Size, device: Device, *, hidden: float, alone: bool) -> float:
+def _step_peak(size: Size, device: Device, *, hidden: float) -> float:
     """Return the largest of a step's moments; the kept hidden units last through all of them."""
     users, _, pairs = _share(size)
     items, row = size.items, size.width * 4
@@ -318,13 +325,15 @@ def _step_peak(size: Size, device: Device, *, hidden: float, alone: bool) -> flo
     # Alive: final representations; scaled items, their gradient and normalisation's two temporaries; the users'.
     loss = 2 * user + 5 * item + 100 * candidates + 4 * batch * row
     # Alive: final representations, their gradients, two copies under way (three of items where workers sum them).
-    propagation = 4 * user + (4 if alone else 5) * item + 4 * candidates + (0 if device.shares_host else 4 * pairs)
-    # A group of all items' hidden units as gathered, and as added up on the way back.
-    units = min(
-        size.hidden_width if size.projector == "mlp" else size.width, units_at_once(items, BYTES[size.precision])
+    propagation = (
+        4 * user
+        + (4 if size.num_workers == 1 else 5) * item
+        + 4 * candidates
+        + (0 if device.shares_host else 4 * pairs)
     )
-    commutes = mean_commutes(size.users, size.interactions, size.text_width)
-    projection = 2 * items * units * BYTES[size.precision] + 3 * (user + item) if commutes else 3 * (user + item)
+    # A group of all items' hidden units as gathered, and as added up on the way back.
+    units = min(size.first_width, units_at_once(items, BYTES[size.precision])) if size.commutes else 0
+    projection = 2 * items * units * BYTES[size.precision] + 3 * (user + item)
     return max(drawing, hidden + loss, hidden + propagation, hidden + projection)
 
 
@@ -343,7 +352,7 @@ def _setup(size: Size, device: Device) -> tuple[float, float]:
     graph = 16 * pairs + 16 * (users + size.users) + 16 * size.items
     # The splits' pairs of its own users, their copies, the sort.
     listing = 16 * (pairs + size.held_out / size.num_workers) + 75 * pairs
-    means = 0.0 if mean_commutes(size.users, size.interactions, size.text_width) else users * size.text_width * 4
+    means = 0.0 if size.commutes else users * size.text_width * 4
     features = row * 5 + means + (row * 2 if size.precision == "bfloat16" else 0)  # with torch.isfinite's answer
     if not device.shares_host:
         return max(indexing, graph + 6 * row, graph + 4 * row + listing), graph + features
@@ -354,9 +363,7 @@ def _setup(size: Size, device: Device) -> tuple[float, float]:
 def _seconds(size: Size, device: Device) -> dict[str, float]:
     (users, share, pairs), items = _share(size), size.items
     cell, workers, width, text = BYTES[size.precision], size.num_workers, size.width, size.text_width
-    mlp = size.projector == "mlp"
-    hidden = size.hidden_width if mlp else width
-    commutes = mean_commutes(size.users, size.interactions, text)
+    mlp, hidden, commutes = size.projector == "mlp", size.first_width, size.commutes
     rows = share if commutes else share + users
     products = 4 * rows * text * hidden + (6 * (share + users) * hidden * width if mlp else 0)
     sums = 4 * size.num_layers * pairs * width * 4 + (2 * pairs * hidden * cell if commutes else 0)

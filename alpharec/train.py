@@ -306,9 +306,20 @@ class Training:
         device: torch.device = torch.device("cpu"),
     ) -> Training:
         """Set a run up, reading of the artifacts only what this worker works on."""
-        graph = read_graph(dataset, part)
+        degree = torch.from_numpy(read_degrees(dataset))
+        first, last = user_range(degree, part)
+        names = {"train", settings.train.select_on, *masked_splits(settings.train.select_on, settings.evaluate)}
+        pairs = {name: read_pairs(dataset, name, first, last) for name in names}
+        graph = InteractionGraph(
+            torch.from_numpy(pairs["train"].users),
+            torch.from_numpy(pairs["train"].items),
+            num_users=dataset.summary["users"],
+            num_items=dataset.summary["items"],
+            part=part,
+            user_degree=degree,
+        ).to(device)
+        selection = Selection.build(settings, pairs, graph)
         item_ST = torch.from_numpy(load_vectors(vectors, part.rows(graph.num_items))).float()
-        selection, graph = Selection.build(settings, dataset, graph, device), graph.to(device)
         precision = getattr(torch, settings.train.precision)
         features = TextFeatures.build(item_ST.to(device), graph, precision=precision)
         return cls(settings, graph, features, build_model(settings, item_ST.shape[1]).to(device), selection)
@@ -396,11 +407,10 @@ class Selection:
     settings: EvaluateSettings
 
     @classmethod
-    def build(cls, settings: Settings, dataset: Artifact, graph: InteractionGraph, device: torch.device) -> Selection:
-        """Read what this worker's users have."""
-        split, chosen, first = settings.train.select_on, settings.evaluate, graph.first_user
-        pairs = {name: read_pairs(dataset, name, first, first + graph.num_local_users) for name in SPLITS}
-        truth, seen = truth_and_seen(pairs, split, chosen, first=first, count=graph.num_local_users)
+    def build(cls, settings: Settings, pairs: Mapping[str, Pairs], graph: InteractionGraph) -> Selection:
+        """Take this worker's users from the splits that ``masked_splits`` names, and the one that picks the epoch."""
+        split, chosen, device = settings.train.select_on, settings.evaluate, graph.user_degree_U.device
+        truth, seen = truth_and_seen(pairs, split, chosen, first=graph.first_user, count=graph.num_local_users)
         return cls(f"{split}_recall@{chosen.select_k}", truth.to(device), seen.to(device), graph.part, chosen)
 
     def score(self, user_UD: Tensor, item_ID: Tensor) -> float:
@@ -483,20 +493,6 @@ def build_graph(dataset: Dataset) -> InteractionGraph:
     )
 
 
-def read_graph(dataset: Artifact, part: Part) -> InteractionGraph:
-    """Return a worker's part of the train graph, reading no interaction of other workers' users."""
-    degree = torch.from_numpy(read_degrees(dataset))
-    own = read_pairs(dataset, "train", *user_range(degree, part))
-    return InteractionGraph(
-        torch.from_numpy(own.users),
-        torch.from_numpy(own.items),
-        num_users=dataset.summary["users"],
-        num_items=dataset.summary["items"],
-        part=part,
-        user_degree=degree,
-    )
-
-
 def build_model(settings: Settings, text_width: int) -> AlphaRec:
     """Return a model with fresh weights."""
     model = settings.model
@@ -521,14 +517,18 @@ def load_model(settings: Mapping[str, Any], weights: Mapping[str, Tensor]) -> tu
 def truth_and_seen(
     pairs: Mapping[str, Pairs], split: str, settings: EvaluateSettings, *, first: int = 0, count: int
 ) -> tuple[Lists, Lists]:
-    """Return a split's truth and the items masked when ranking for it, for users first..first+count-1.
+    """Return a split's truth and the items masked when ranking for it, for users first..first+count-1."""
+    masked = [pairs[name] for name in masked_splits(split, settings)]
+    return _lists([pairs[split]], first, count), _lists(masked, first, count)
+
+
+def masked_splits(split: str, settings: EvaluateSettings) -> list[str]:
+    """Name the splits whose items are masked when ranking for one.
 
     Test masks train and valid. Valid masks train; ``valid_mask = train+test`` also test, as the official code does.
     """
     both = split == "test" or settings.valid_mask == "train+test"
-    masked = [name for name in SPLITS if name != split] if both else ["train"]
-    truth, seen = (_lists([pairs[name] for name in names], first, count) for names in ([split], masked))
-    return truth, seen
+    return [name for name in SPLITS if name != split] if both else ["train"]
 
 
 def _lists(splits: list[Pairs], first: int, count: int) -> Lists:

@@ -119,9 +119,7 @@ class Board:
         graph, width = build_graph(self.dataset), settings.model.width
         sizes = (graph.num_users, graph.num_items)
         model = IdEmbeddings(*sizes, width=width, num_layers=settings.model.num_layers, seed=seed)
-        return Training(
-            settings, graph, None, model, Selection.build(settings, self.prepared, graph, torch.device("cpu"))
-        )  # type: ignore[arg-type]
+        return Training(settings, graph, None, model, Selection.build(settings, self.dataset.splits, graph))  # type: ignore[arg-type]
 
 
 def run_closed(board: Board, name: str) -> tuple[dict[str, Any], Tensor]:

@@ -22,7 +22,7 @@ from alpharec.config import Settings
 from alpharec.graph import InteractionGraph, Part, Sampler
 from alpharec.model import Objective, train_step
 from alpharec.ranking import Lists, Scores, evaluate, evaluate_scores, rank_scores
-from alpharec.train import Selection, Training, build_graph, truth_and_seen
+from alpharec.train import Selection, Training, build_graph
 
 NEAR = {"rtol": 1e-4, "atol": 1e-5}  # float32 sums of at most 60 terms, and an inverse with condition below 100
 
@@ -235,8 +235,7 @@ def test_the_training_loop_takes_id_embeddings_and_resumes_them_bit_for_bit() ->
 
     def training() -> Training:
         graph, model = build_graph(dataset), IdEmbeddings(60, 25, width=4)
-        lists = truth_and_seen(dataset.splits, "valid", settings.evaluate, count=dataset.num_users)
-        selection = Selection("valid_recall@20", *lists, graph.part, settings.evaluate)
+        selection = Selection.build(settings, dataset.splits, graph)
         return Training(settings, graph, None, model, selection)  # type: ignore[arg-type]
 
     whole, stopped, resumed = training(), training(), training()

@@ -8,14 +8,15 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-ORDER = ["config", "runtime", "artifacts", "catalog", "encoders", "vectors", "embed", "graph", "model", "ranking"]
-ORDER += ["estimate", "baselines", "train", "recommend", "pipeline"]
+ORDER = ["config", "runtime", "report", "artifacts", "catalog", "encoders", "vectors", "embed", "graph", "model"]
+ORDER += ["ranking", "estimate", "baselines", "train", "recommend", "pipeline"]
 MAY_IMPORT = {
     "ray": {"runtime", "embed", "train", "recommend"},
     "vllm": {"encoders"},
     "sentence_transformers": {"encoders"},
     "pydantic": {"config"},
     "torch_geometric": {"graph"},
+    "matplotlib": {"report"},
 }
 
 

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from alpharec.graph import InteractionGraph
+from alpharec.model import propagate_vectors
 from alpharec.ranking import Lists, Scores
 
 ITEMS_AT_ONCE = 1024  # columns of an item-item matrix: 200 MB of users' columns at 49,156 users
@@ -30,7 +31,7 @@ def text_neighbors(item_IT: Tensor, graph: InteractionGraph, *, num_layers: int 
     _check_whole(graph)
     if len(item_IT) != graph.num_items:
         raise ValueError(f"title vectors must cover {graph.num_items} items (got {len(item_IT)} rows)")
-    user_UT, item_IT = graph.propagate(graph.mean_of_items(item_IT), item_IT, num_layers)
+    user_UT, item_IT = propagate_vectors(item_IT, graph, num_layers)
     return F.normalize(user_UT, dim=1), F.normalize(item_IT, dim=1)
 
 
@@ -111,15 +112,23 @@ class IdEmbeddings(nn.Module):
 
     def __init__(self, num_users: int, num_items: int, *, width: int = 64, num_layers: int = 2, seed: int = 0) -> None:
         super().__init__()
-        self.num_layers, self.width = num_layers, width
+        self.num_layers = self.num_rounds = num_layers
+        self.width = width
         generator = torch.Generator().manual_seed(seed)
         self.user_UD = nn.Parameter(torch.randn(num_users, width, generator=generator) * 0.01)
         self.item_ID = nn.Parameter(torch.randn(num_items, width, generator=generator) * 0.01)
 
-    def forward(self, graph: InteractionGraph, features: object = None) -> tuple[Tensor, Tensor]:
-        """Return final representations of the worker's users and all items, not normalised. Shapes: [U, D], [I, D]."""
+    def features(self, item_ST: Tensor, graph: InteractionGraph, *, precision: torch.dtype | None = None) -> None:
+        """Read no features."""
+
+    def layer_0(self, graph: InteractionGraph, features: None = None) -> tuple[Tensor, Tensor]:
+        """Return the free vectors of the worker's users and of its share of items. Shapes: [U, D], [S, D]."""
         mine = slice(graph.first_user, graph.first_user + graph.num_local_users)
-        return graph.propagate(self.user_UD[mine], self.item_ID[graph.part.rows(graph.num_items)], self.num_layers)
+        return self.user_UD[mine], self.item_ID[graph.part.rows(graph.num_items)]
+
+    def forward(self, graph: InteractionGraph, features: None = None) -> tuple[Tensor, Tensor]:
+        """Return final representations of the worker's users and all items, not normalised. Shapes: [U, D], [I, D]."""
+        return graph.propagate(*self.layer_0(graph), self.num_layers)
 
 
 def _check_whole(graph: InteractionGraph) -> None:

@@ -29,6 +29,14 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "no-mlp": {"model": {"projector": "linear"}},
     "no-propagation": {"model": {"num_layers": 0}},
     "no-contrast": {"train": {"loss": "bpr", "num_negatives": 1}},
+    "propagate-first": {"model": {"order": "propagate-first"}},
+    "lightgcn": {"model": {"kind": "id"}, "train": {"learning_rate": 1e-3}},
+    "lightgcn-bpr": {"model": {"kind": "id"}, "train": {"learning_rate": 1e-3, "loss": "bpr", "num_negatives": 1}},
+    "mf": {"model": {"kind": "id", "num_layers": 0}, "train": {"learning_rate": 1e-3}},
+    "mf-bpr": {
+        "model": {"kind": "id", "num_layers": 0},
+        "train": {"learning_rate": 1e-3, "loss": "bpr", "num_negatives": 1},
+    },
 }
 
 
@@ -169,8 +177,18 @@ class EstimateSettings(Section):
 
 
 class ModelSettings(Section):
-    """AlphaRec: a projector shared by users and items, then LightGCN propagation."""
+    """AlphaRec: a projector shared by users and items, then LightGCN propagation; or ID embeddings to compare with."""
 
+    kind: Literal["alpharec", "id"] = Field(
+        "alpharec",
+        description="alpharec: from titles. id: a free vector for each user and item, that is LightGCN, or matrix "
+        "factorisation with num_layers = 0; it knows no newcomers",
+    )
+    order: Literal["project-first", "propagate-first"] = Field(
+        "project-first",
+        description="propagate-first: propagate the title vectors once, ahead of training, then train the projector on "
+        "a batch's rows alone, with no graph in the step",
+    )
     projector: Literal["mlp", "linear"] = Field(
         "mlp", description="mlp: Linear(d,h) - LeakyReLU - Linear(h,64). linear: Linear(d,64) without bias"
     )
@@ -179,6 +197,15 @@ class ModelSettings(Section):
     )
     width: int = Field(64, ge=1, description="width of a representation")
     num_layers: int = Field(2, ge=0, description="propagation rounds; 0 turns propagation off")
+
+    @model_validator(mode="after")
+    def _check_order(self) -> ModelSettings:
+        if self.order == "propagate-first" and (self.kind == "id" or self.num_layers == 0):
+            raise ValueError(
+                "model.order = propagate-first needs title vectors and rounds to propagate them "
+                f"(got model.kind = {self.kind}, model.num_layers = {self.num_layers}); set model.order = project-first"
+            )
+        return self
 
     def resolve_hidden_width(self, text_width: int) -> int:
         """Return h for vectors of ``text_width``: the setting, else the paper's, else 1,536."""
@@ -313,9 +340,14 @@ class Settings(BaseSettings):
     name: str = Field("default", pattern=r"^[A-Za-z0-9._-]+$", description="line of artifacts these settings make")
     storage: str = Field("store", description="storage root: a folder, s3://bucket/prefix, any fsspec URL")
     seed: int = Field(101, ge=0, description="the one seed; same seed and same workers: same bits on CPU")
-    preset: Literal["paper", "linear-mapping", "no-mlp", "no-propagation", "no-contrast"] = Field(
-        "paper", description="starting point of model and train settings: the paper's model or one of its ablations"
-    )
+    preset: Literal[
+        "paper", "linear-mapping", "no-mlp", "no-propagation", "no-contrast", "propagate-first", "lightgcn",
+        "lightgcn-bpr", "mf", "mf-bpr",
+    ] = Field(
+        "paper",
+        description="starting point of model and train settings: the paper's model, one of its ablations, the other "
+        "order, or an ID model (lightgcn, mf: AlphaRec's loss and batches; -bpr: BPR with one negative)",
+    )  # fmt: skip
     data: DataSettings = DataSettings()
     encoder: EncoderSettings = EncoderSettings()
     embed: EmbedSettings = EmbedSettings()

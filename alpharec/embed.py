@@ -61,6 +61,7 @@ from alpharec.vectors import (
     shard_digest,
     shard_file,
     text_keys,
+    vector_column,
 )
 
 logger = logging.getLogger(__name__)
@@ -461,11 +462,6 @@ class ShardEncoder:
         }
         self.store.write(json.dumps(record).encode(), KIND, self.line, SHARDS, record_name(name))
         return record
-
-
-def vector_column(vectors: npt.NDArray[np.float16]) -> pa.Array:
-    """Return vectors as a column. Shapes: [n, T] fp16."""
-    return pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), vectors.shape[1])
 
 
 def encode_each(

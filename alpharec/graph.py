@@ -205,6 +205,8 @@ class _Propagate(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
         graph = ctx.graph
+        if ctx.num_layers == 0:
+            return gradients[0], graph.share_of_items(gradients[1]), None, None
         user, item = graph._mean_of_layers(gradients[0], graph.part.sum(gradients[1]), ctx.num_layers)
         return user, item[graph.part.rows(graph.num_items)], None, None
 

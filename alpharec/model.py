@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -44,13 +45,15 @@ class TextFeatures:
     """Frozen inputs of the projector.
 
     Attributes:
-        item_ST: title vectors of this worker's share of items.
+        item_ST: title vectors of this worker's share of items; of all items where ``whole``.
         user_UT: mean vector of each user's train items; None where the mean is taken after the first linear layer,
             which is the same (a mean commutes with a linear map) and needs no users x T matrix.
+        whole: every worker has all items and takes those of its batch; without propagation no other is needed.
     """
 
     item_ST: Tensor
     user_UT: Tensor | None
+    whole: bool = False
 
     @classmethod
     def build(
@@ -60,12 +63,13 @@ class TextFeatures:
         *,
         commute: bool | None = None,
         precision: torch.dtype | None = None,
+        num_layers: int = 0,
     ) -> TextFeatures:
         """Keep user means where that is cheaper: where U x T <= 4 E; ``commute`` decides by hand.
 
         ``item_ST`` are the vectors of this worker's share of items (``part.rows``). ``precision``, e.g. bfloat16, is
         that of the projector's matrix products; weights, their gradients and representations keep the weights' own.
-        None: the vectors'.
+        None: the vectors'. With ``num_layers`` the vectors themselves are propagated, and user means always kept.
 
         Raises:
             ValueError: the vectors do not cover the worker's items, or are not finite.
@@ -79,13 +83,55 @@ class TextFeatures:
         precision = precision or item_ST.dtype
         if commute is None:
             commute = mean_commutes(graph.num_users, graph.num_interactions, item_ST.shape[1])
-        if commute:
+        if commute and not num_layers:
             return cls(item_ST.to(precision), None)
         # Some columns at a time, so that no worker ever holds the vectors of all items.
-        columns = (
-            graph.mean_of_items(graph.gather_items(part)).to(precision) for part in item_ST.split(UNITS_SUMMED, 1)
-        )
-        return cls(item_ST.to(precision), torch.cat(list(columns), 1))
+        users, items = [], []
+        for part in item_ST.split(UNITS_SUMMED, 1):
+            user_UT, item_IT = propagate_vectors(graph.gather_items(part.contiguous()), graph, num_layers)
+            if num_layers:  # rounded as they are stored
+                user_UT, item_IT = user_UT.half(), item_IT.half()
+            users.append(user_UT.to(precision))
+            items.append(item_IT[rows].to(precision))
+        return cls(torch.cat(items, 1), torch.cat(users, 1))
+
+    def divided(self, graph: InteractionGraph) -> TextFeatures:
+        """Return the features with this worker's share of items alone."""
+        return TextFeatures(self.item_ST[graph.part.rows(graph.num_items)], self.user_UT) if self.whole else self
+
+    def of_batch(self, pieces: list[Batch]) -> tuple[TextFeatures, Iterator[Batch]]:
+        """Return the features of a batch's own rows, and the batch in terms of those rows.
+
+        Items stay divided over workers unless ``whole``.
+
+        Raises:
+            ValueError: user means are not kept.
+        """
+        if self.user_UT is None:
+            raise ValueError("a batch can only take its own rows where user means are kept (got none)")
+        rows_B = torch.cat([piece.user_B for piece in pieces])
+        user_R, place_B = rows_B.unique(return_inverse=True)
+        places = place_B.split([len(piece.user_B) for piece in pieces])
+        items, item_ST = [piece.item_BN for piece in pieces], self.item_ST
+        if self.whole:
+            drawn_I = torch.zeros(len(item_ST), dtype=torch.bool, device=item_ST.device)
+            for item_BN in items:
+                drawn_I[item_BN.reshape(-1)] = True
+            place_I = drawn_I.cumsum(0, dtype=torch.int32) - 1
+            items, item_ST = [place_I[item_BN] for item_BN in items], item_ST[drawn_I]
+        of_batch = TextFeatures(item_ST, self.user_UT[user_R], self.whole)
+        return of_batch, itertools.starmap(Batch, zip(places, items, strict=True))
+
+
+def propagate_vectors(item_IC: Tensor, graph: InteractionGraph, num_layers: int) -> tuple[Tensor, Tensor]:
+    """Return some columns of users' means and items' vectors, propagated: the features of "propagate-first".
+
+    Shapes: [I, C] -> [U, C], [I, C]. Source: TextGCN (arXiv 2510.12461).
+    """
+    user_UC = graph.mean_of_items(item_IC)
+    if num_layers == 0:
+        return user_UC, item_IC
+    return graph.propagate(user_UC, item_IC[graph.part.rows(graph.num_items)], num_layers)
 
 
 class AlphaRec(nn.Module):
@@ -97,9 +143,11 @@ class AlphaRec(nn.Module):
         width: D.
         projector: "mlp", Linear(T,H) - LeakyReLU(0.01) - Linear(H,D), or "linear", Linear(T,D) without bias.
         num_layers: L of the propagation; 0 turns it off.
+        propagate_first: it is the vectors that were propagated, before the projector; no graph is left in a step.
         seed: of the initial weights, uniform in +-1/sqrt(inputs) as torch initialises a Linear.
 
-    Source: arXiv 2407.05441 section 4; one tower for users and items, no user or item IDs.
+    Source: arXiv 2407.05441 section 4; one tower for users and items, no user or item IDs. The other order: TextGCN-MLP
+    (arXiv 2510.12461), here with the one tower.
     """
 
     def __init__(
@@ -110,10 +158,11 @@ class AlphaRec(nn.Module):
         width: int = 64,
         projector: str = "mlp",
         num_layers: int = 2,
+        propagate_first: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.num_layers, self.width = num_layers, width
+        self.num_layers, self.width, self.propagate_first = num_layers, width, propagate_first
         # Made on "meta", so that torch's own initialisation does not advance the global generator.
         first_width = hidden_width if projector == "mlp" else width
         self.first = nn.Linear(text_width, first_width, bias=projector == "mlp", device="meta").to_empty(device="cpu")
@@ -140,12 +189,29 @@ class AlphaRec(nn.Module):
         rest = (None, None, None) if last is None else (self.first.bias, last.weight, last.bias)
         return self.first.weight, *rest
 
+    @property
+    def num_rounds(self) -> int:
+        """Rounds of propagation after the projector."""
+        return 0 if self.propagate_first else self.num_layers
+
+    def features(
+        self, item_ST: Tensor, graph: InteractionGraph, *, precision: torch.dtype | None = None
+    ) -> TextFeatures:
+        """Return the features that this model reads, from title vectors; see ``TextFeatures.build``."""
+        num_layers = self.num_layers - self.num_rounds
+        return TextFeatures.build(item_ST, graph, precision=precision, num_layers=num_layers)
+
+    def layer_0(self, graph: InteractionGraph, features: TextFeatures) -> tuple[Tensor, Tensor]:
+        """Return representations before propagation. Shapes: -> user_UD [U, D], item_SD [S, D]."""
+        return cast(
+            tuple[Tensor, Tensor],
+            _Project.apply(*self._weights(), graph, features, torch.is_grad_enabled()),  # type: ignore[no-untyped-call]
+        )
+
     def forward(self, graph: InteractionGraph, features: TextFeatures) -> tuple[Tensor, Tensor]:
         """Return final representations, not normalised. Shapes: -> user_UD [U, D], item_ID [I, D]."""
-        user_UD, item_SD = _Project.apply(  # type: ignore[no-untyped-call]
-            *self._weights(), graph, features, torch.is_grad_enabled()
-        )
-        return graph.propagate(user_UD, item_SD, self.num_layers)
+        user_UD, item_SD = self.layer_0(graph, features)
+        return (user_UD, item_SD) if features.whole else graph.propagate(user_UD, item_SD, self.num_rounds)
 
 
 class _Project(torch.autograd.Function):
@@ -169,7 +235,8 @@ class _Project(torch.autograd.Function):
         keep: bool,
     ) -> tuple[Tensor, Tensor]:
         item_ST, user_UT = features.item_ST, features.user_UT
-        width, rows = len(first_HT if last_DH is None else last_DH), (graph.num_local_users, len(item_ST))
+        width = len(first_HT if last_DH is None else last_DH)
+        rows = (graph.num_local_users if user_UT is None else len(user_UT), len(item_ST))
         user_UD, item_SD = (first_HT.new_zeros(count, width) for count in rows)
         if bias_D is not None:
             user_UD += bias_D
@@ -355,7 +422,7 @@ class NonFiniteLossError(RuntimeError):
 def train_step(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    features: TextFeatures,
+    features: TextFeatures | None,
     sampler: Sampler,
     step: int,
     objective: Objective,
@@ -368,14 +435,17 @@ def train_step(
     Raises:
         NonFiniteLossError: on every worker, before any weight changes.
     """
-    graph = sampler.graph
+    graph, pieces = sampler.graph, sampler.pieces(step)
     optimizer.zero_grad(set_to_none=True)
+    if features is not None and features.user_UT is not None and model.num_rounds == 0:
+        # No other row takes part.
+        features, pieces = features.of_batch(list(pieces))
     user_UD, item_ID = model(graph, features)
     ends = user_UD, objective.scale(item_ID)
     # Cut from the model here: the scores of a piece are gone before those of the next are made.
     leaves = [end.detach().requires_grad_() for end in ends]
     loss = user_UD.new_zeros(())
-    for batch in sampler.pieces(step):
+    for batch in pieces:
         of_piece = objective.of_scaled(leaves[0], leaves[1], batch) / sampler.positives_per_step
         of_piece.backward()
         loss += of_piece.detach()

@@ -27,12 +27,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from alpharec.artifacts import Artifact, ArtifactError, Draft, Store, digest
+from alpharec.baselines import IdEmbeddings
 from alpharec.catalog import Dataset, InputFile, Pairs, load_dataset, open_table, read_new_items, read_user_lists
 from alpharec.config import RecommendSettings, Settings
 from alpharec.embed import embed
 from alpharec.encoders import fingerprint
 from alpharec.graph import InteractionGraph
-from alpharec.model import AlphaRec, Objective, TextFeatures
+from alpharec.model import AlphaRec, Objective
 from alpharec.ranking import Lists, rank
 from alpharec.runtime import connect, cpus_each
 from alpharec.train import build_graph, load_model
@@ -147,21 +148,24 @@ def _write_bundle(
 
 @torch.no_grad()
 def represent_trained(
-    dataset: Dataset, item_IT: Tensor, network: AlphaRec, objective: Objective
+    dataset: Dataset, item_IT: Tensor, network: AlphaRec | IdEmbeddings, objective: Objective
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return users' and items' representations, whose dot products are scores, and the items' context; on the GPU
     where there is one.
 
-    Shapes: item_IT [I, T], float32 -> [U, D], [I, D], [I, D], on the CPU.
+    The context is of what is propagated: representations, or with "propagate-first" title vectors.
+
+    Shapes: item_IT [I, T], float32 -> [U, D], [I, D], context [I, D] or [I, T], on the CPU.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     graph, network = build_graph(dataset).to(device), network.to(device)
-    num_layers, network.num_layers = network.num_layers, 0
-    first_UD, first_ID = network(graph, TextFeatures.build(item_IT.to(device), graph))  # layer 0
-    network.num_layers = num_layers
-    user_UD, item_ID = graph.propagate(first_UD, first_ID, num_layers)
-    context_ID = item_context(graph, first_UD, first_ID, num_layers)
-    return objective.scale(user_UD).cpu(), objective.scale(item_ID).cpu(), context_ID.cpu()
+    item_IT = item_IT.to(device)
+    features: Any = network.features(item_IT, graph)
+    first = network.layer_0(graph, features)
+    user_UD, item_ID = graph.propagate(*first, network.num_rounds)
+    propagated = first if network.num_rounds == network.num_layers else (graph.mean_of_items(item_IT), item_IT)
+    context = item_context(graph, *propagated, network.num_layers)
+    return objective.scale(user_UD).cpu(), objective.scale(item_ID).cpu(), context.cpu()
 
 
 def item_context(graph: InteractionGraph, first_UD: Tensor, first_ID: Tensor, num_layers: int) -> Tensor:
@@ -179,33 +183,39 @@ def item_context(graph: InteractionGraph, first_UD: Tensor, first_ID: Tensor, nu
 
 @torch.no_grad()
 def represent_users(
-    network: AlphaRec, item_IT: Tensor, context_ID: Tensor, lists: Lists, *, block_size: int = 1024
+    network: AlphaRec, item_IT: Tensor, context: Tensor, lists: Lists, *, block_size: int = 1024
 ) -> Tensor:
     """Return final representations, not scaled, of users given by their items N::
 
         e_u = projector(mean of x_i) / (L + 1) + |N|^-1/2 (sum of context_i), i in N
 
     The user's row of the propagation e^(k+1) = D^-1/2 A D^-1/2 e^(k), summed over k, with the items' layers as they
-    were trained; a trained user given by its train items gets its own representation.
+    were trained; a trained user given by its train items gets its own representation. With "propagate-first" the same
+    sum is taken of title vectors, and projected.
 
-    Shapes: title vectors item_IT [I, T], any float; context_ID [I, D]; ``lists``, U of them, none empty -> [U, D].
+    Shapes: title vectors item_IT [I, T], any float; context [I, D] or [I, T]; ``lists``, U of them, none empty
+    -> [U, D].
     """
+    share = 1 / (network.num_layers + 1)
     blocks = []
     for users_B in torch.arange(lists.num_users).split(block_size):
         item_P = lists.rows(users_B)[1]
         start_B = lists.indptr[users_B] - lists.indptr[users_B[0]]
         used, place_P = item_P.unique(return_inverse=True)  # fp16 to float32 for the block's items only
         mean_BT = F.embedding_bag(place_P, item_IT[used].float(), start_B, mode="mean")
-        context_BD = F.embedding_bag(item_P, context_ID, start_B, mode="sum")
-        scale_B1 = lists.counts[users_B].rsqrt()[:, None]
-        blocks.append(network.project(mean_BT) / (network.num_layers + 1) + scale_B1 * context_BD)
+        context_B = lists.counts[users_B].rsqrt()[:, None] * F.embedding_bag(item_P, context, start_B, mode="sum")
+        if network.propagate_first:
+            blocks.append(network.project(share * mean_BT + context_B))
+        else:
+            blocks.append(share * network.project(mean_BT) + context_B)
     return torch.cat(blocks)
 
 
 @torch.no_grad()
 def represent_items(network: AlphaRec, item_IT: Tensor) -> Tensor:
     """Return final representations, not scaled, of items nobody has: only their layer 0 is not zero. -> [I, D]."""
-    return network.project(item_IT) / (network.num_layers + 1)
+    share = 1 / (network.num_layers + 1)
+    return network.project(share * item_IT) if network.propagate_first else share * network.project(item_IT)
 
 
 def _column(x_XD: Tensor) -> pa.FixedSizeListArray:
@@ -259,7 +269,7 @@ def model_card(
         data=f"{report['users']:,} users, {report['items']:,} items; interactions: {sizes['train']:,} train, "
         f"{sizes['valid']:,} valid, {sizes['test']:,} test; split {settings['data']['split']}",
         encoder=json.dumps(summary["fingerprint"], sort_keys=True),
-        model=f"{model['projector']} projector, width {model['width']}, {model['num_layers']} layers",
+        model=_model_line(model),
         train=f"{train['loss']}, temperature {train['temperature']}, {train['num_negatives']} negatives, "
         f"epoch picked on {train['select_on']}, seed {settings['seed']}",
         scores="\n".join(scores),
@@ -268,6 +278,12 @@ def model_card(
         lineage="\n".join(lineage),
         use=f"python jobs/recommend.py {bundle}",
     )
+
+
+def _model_line(model: Mapping[str, Any]) -> str:
+    if model["kind"] == "id":
+        return f"ID embeddings, no titles: width {model['width']}, {model['num_layers']} layers"
+    return f"{model['projector']} projector, width {model['width']}, {model['num_layers']} layers, {model['order']}"
 
 
 # ---------------------------------------------------------------- recommend
@@ -353,6 +369,11 @@ def _represent_newcomers(
         new_ids, titles = read_new_items(given["new_items"], item_ids)
     lists = read_user_lists(given["users"], pa.concat_arrays([item_ids, new_ids])) if "users" in given else None
     network, objective = load_model(bundle.read_json("settings.json"), bundle.read_tensors("projector.safetensors"))
+    if not isinstance(network, AlphaRec):
+        raise RecommendError(
+            f"{bundle.uri}: holds ID embeddings (model.kind = id), which know only the users and items they were "
+            f"trained on (got recommend.{' and recommend.'.join(given)}); publish a model.kind = alpharec for newcomers"
+        )
     draft = store.draft("newcomers", settings.name, version)
     new_IT = _embed_titles(store, settings, new_ids, titles, width=network.first.in_features)
     new_ID = objective.scale(represent_items(network, new_IT.float()))

@@ -27,11 +27,13 @@ import torch
 from torch import Tensor
 
 from alpharec.artifacts import Artifact, Store, digest
+from alpharec.baselines import IdEmbeddings
 from alpharec.catalog import SPLITS, Dataset, Pairs, load_dataset, read_degrees, read_pairs
 from alpharec.config import EvaluateSettings, Settings
 from alpharec.estimate import run_problems
 from alpharec.graph import InteractionGraph, Part, Sampler, user_range
 from alpharec.model import AlphaRec, NonFiniteLossError, Objective, TextFeatures, train_step
+from alpharec.propagate import propagate, read_rows
 from alpharec.ranking import Evaluation, Lists, evaluate, item_popularity_groups, user_activity_groups
 from alpharec.runtime import connect, cpus_each, gpu_kinds, memory_each, show_progress
 from alpharec.vectors import load_vectors
@@ -74,7 +76,9 @@ def fit(store: Store, settings: Settings, dataset: Artifact, vectors: Artifact) 
         return found
     run = settings.train.run or f"{settings.name}-{version}"
     _claim_run(store, run, version, settings, vectors)
-    result = _run_workers(store, settings, run, dataset, vectors)
+    propagates_first = settings.model.order == "propagate-first"
+    source = propagate(store, settings, dataset, vectors) if propagates_first else vectors
+    result = _run_workers(store, settings, run, dataset, source)
     if result.return_value:
         raise TrainingError(f"run {run}: {result.return_value}")
     draft = store.draft("models", settings.name, version)
@@ -120,6 +124,7 @@ def _claim_run(store: Store, run: str, version: str, settings: Settings, vectors
 
 
 def _run_workers(store: Store, settings: Settings, run: str, dataset: Artifact, vectors: Artifact) -> Any:
+    """Train on Ray; ``vectors`` are title vectors, propagated ones where the model wants those."""
     train = settings.train
     # An epoch's report waits for the controller's next look at its workers, by default 2 s apart.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
@@ -276,8 +281,8 @@ class Training:
         self,
         settings: Settings,
         graph: InteractionGraph,
-        features: TextFeatures,
-        model: AlphaRec,
+        features: TextFeatures | None,
+        model: AlphaRec | IdEmbeddings,
         selection: Selection,
     ) -> None:
         self.settings, self.graph, self.features, self.model, self.selection = (
@@ -305,7 +310,10 @@ class Training:
         part: Part = Part(),
         device: torch.device = torch.device("cpu"),
     ) -> Training:
-        """Set a run up, reading of the artifacts only what this worker works on."""
+        """Set a run up, reading of the artifacts only what this worker works on.
+
+        ``vectors``: title vectors, or with ``model.order = propagate-first`` what ``propagate`` made of them.
+        """
         degree = torch.from_numpy(read_degrees(dataset))
         first, last = user_range(degree, part)
         names = {"train", settings.train.select_on, *masked_splits(settings.train.select_on, settings.evaluate)}
@@ -319,10 +327,9 @@ class Training:
             user_degree=degree,
         ).to(device)
         selection = Selection.build(settings, pairs, graph)
-        item_ST = torch.from_numpy(load_vectors(vectors, part.rows(graph.num_items))).float()
-        precision = getattr(torch, settings.train.precision)
-        features = TextFeatures.build(item_ST.to(device), graph, precision=precision)
-        return cls(settings, graph, features, build_model(settings, item_ST.shape[1]).to(device), selection)
+        model = build_model(settings, vectors.summary["width"], graph.num_users, graph.num_items).to(device)
+        features = _read_features(settings, vectors, graph, model) if isinstance(model, AlphaRec) else None
+        return cls(settings, graph, features, model, selection)
 
     def run(self, wants_checkpoint: Callable[[], bool] = lambda: False) -> Iterator[bool]:
         """Train to the end, yielding after each epoch whether a checkpoint is due.
@@ -375,7 +382,8 @@ class Training:
     @torch.no_grad()
     def represent(self) -> tuple[Tensor, Tensor]:
         """Return final representations whose dot products are scores. Shapes: user_UD [U, D], item_ID [I, D]."""
-        user_UD, item_ID = self.model(self.graph, self.features)
+        features = self.features and self.features.divided(self.graph)
+        user_UD, item_ID = self.model(self.graph, features)
         return self.objective.scale(user_UD), self.objective.scale(item_ID)
 
     def snapshot(self) -> State:
@@ -394,6 +402,25 @@ class Training:
             index, moment = name.split(".")
             moments.setdefault(int(index), {})[moment] = value
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
+
+
+def _read_features(settings: Settings, vectors: Artifact, graph: InteractionGraph, model: AlphaRec) -> TextFeatures:
+    """Read this worker's features, onto the graph's device."""
+    train, device = settings.train, graph.items.device
+    precision = getattr(torch, train.precision)
+    share = graph.part.rows(graph.num_items)
+    if model.num_rounds == model.num_layers:
+        item_ST = torch.from_numpy(load_vectors(vectors, share)).float()
+        return model.features(item_ST.to(device), graph, precision=precision)
+    # Items are divided over workers where a batch needs nearly all of them.
+    whole = train.batch_size * (1 + train.num_negatives) < graph.num_items
+    items = range(graph.num_items) if whole else share
+    users = range(graph.first_user, graph.first_user + graph.num_local_users)
+    item_ST, user_UT = (
+        torch.from_numpy(read_rows(vectors, side, rows.start, rows.stop)).to(device, precision)
+        for side, rows in (("items", items), ("users", users))
+    )
+    return TextFeatures(item_ST, user_UT, whole)
 
 
 @dataclass(frozen=True)
@@ -473,7 +500,7 @@ def represent(dataset: Dataset, item_IT: Tensor, model: Artifact) -> tuple[Tenso
     """Return a trained model's representations, whose dot products are scores. Shapes: -> [U, D], [I, D]."""
     network, objective = load_model(model.settings, model.read_tensors("model.safetensors"))
     graph = build_graph(dataset)
-    user_UD, item_ID = network(graph, TextFeatures.build(item_IT, graph))
+    user_UD, item_ID = network(graph, network.features(item_IT, graph))
     return objective.scale(user_UD), objective.scale(item_ID)
 
 
@@ -493,23 +520,28 @@ def build_graph(dataset: Dataset) -> InteractionGraph:
     )
 
 
-def build_model(settings: Settings, text_width: int) -> AlphaRec:
+def build_model(settings: Settings, text_width: int, num_users: int, num_items: int) -> AlphaRec | IdEmbeddings:
     """Return a model with fresh weights."""
     model = settings.model
+    if model.kind == "id":
+        return IdEmbeddings(num_users, num_items, width=model.width, num_layers=model.num_layers, seed=settings.seed)
     return AlphaRec(
         text_width,
         hidden_width=model.resolve_hidden_width(text_width),
         width=model.width,
         projector=model.projector,
         num_layers=model.num_layers,
+        propagate_first=model.order == "propagate-first",
         seed=settings.seed,
     )
 
 
-def load_model(settings: Mapping[str, Any], weights: Mapping[str, Tensor]) -> tuple[AlphaRec, Objective]:
+def load_model(settings: Mapping[str, Any], weights: Mapping[str, Tensor]) -> tuple[AlphaRec | IdEmbeddings, Objective]:
     """Return a trained model by the settings it was trained with."""
     trained = Settings.model_validate(settings)
-    network = build_model(trained, weights["first.weight"].shape[1])
+    sizes = [weights[name].shape for name in ("first.weight", "user_UD", "item_ID") if name in weights]
+    width, num_users, num_items = (0, sizes[0][0], sizes[1][0]) if len(sizes) == 2 else (sizes[0][1], 0, 0)
+    network = build_model(trained, width, num_users, num_items)
     network.load_state_dict(weights)
     return network, Objective(trained.train.loss, trained.train.temperature)
 

@@ -408,7 +408,13 @@ def iter_vectors(artifact: Artifact, items: slice = slice(None)) -> Iterator[tup
 
 def matrix(table: pa.Table, column: str) -> npt.NDArray[Any]:
     """Return a column of fixed-size lists as an array. Shapes: -> [n, width of the lists]."""
-    return cast(npt.NDArray[Any], table[column].combine_chunks().flatten().to_numpy().reshape(len(table), -1))
+    width = table.schema.field(column).type.list_size
+    return cast(npt.NDArray[Any], table[column].combine_chunks().flatten().to_numpy().reshape(len(table), width))
+
+
+def vector_column(vectors: npt.NDArray[np.float16]) -> pa.Array:
+    """Return vectors as a column. Shapes: [n, T] fp16."""
+    return pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), vectors.shape[1])
 
 
 def read_rows(artifact: Artifact, places: Int64s) -> npt.NDArray[np.float16]:

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from alpharec.config import PAPER_HIDDEN_WIDTH, PRESETS, ModelSettings, Settings, SettingsError, load_settings
 
 CONFIGS = sorted((Path(__file__).parents[1] / "jobs" / "configs").glob("*.toml"))
-NUM_SETTINGS = 91
+NUM_SETTINGS = 93
 
 
 def toml(folder: Path, content: str) -> str:
@@ -149,24 +149,39 @@ def test_dumped_settings_load_as_they_were() -> None:
 
 
 @pytest.mark.parametrize(
-    ("preset", "projector", "num_layers", "loss", "num_negatives"),
+    ("preset", "projector", "num_layers", "loss", "num_negatives", "kind", "order"),
     [
-        ("paper", "mlp", 2, "infonce", 256),
-        ("linear-mapping", "linear", 0, "infonce", 256),
-        ("no-mlp", "linear", 2, "infonce", 256),
-        ("no-propagation", "mlp", 0, "infonce", 256),
-        ("no-contrast", "mlp", 2, "bpr", 1),
+        ("paper", "mlp", 2, "infonce", 256, "alpharec", "project-first"),
+        ("linear-mapping", "linear", 0, "infonce", 256, "alpharec", "project-first"),
+        ("no-mlp", "linear", 2, "infonce", 256, "alpharec", "project-first"),
+        ("no-propagation", "mlp", 0, "infonce", 256, "alpharec", "project-first"),
+        ("no-contrast", "mlp", 2, "bpr", 1, "alpharec", "project-first"),
+        ("propagate-first", "mlp", 2, "infonce", 256, "alpharec", "propagate-first"),
+        ("lightgcn", "mlp", 2, "infonce", 256, "id", "project-first"),
+        ("lightgcn-bpr", "mlp", 2, "bpr", 1, "id", "project-first"),
+        ("mf", "mlp", 0, "infonce", 256, "id", "project-first"),
+        ("mf-bpr", "mlp", 0, "bpr", 1, "id", "project-first"),
     ],
 )
-def test_presets(preset: str, projector: str, num_layers: int, loss: str, num_negatives: int) -> None:
+def test_presets(
+    preset: str, projector: str, num_layers: int, loss: str, num_negatives: int, kind: str, order: str
+) -> None:
     model, train = (settings := load_settings(["--preset", preset])).model, settings.train
-    found = (model.projector, model.num_layers, train.loss, train.num_negatives)
-    assert found == (projector, num_layers, loss, num_negatives)
+    found = (model.projector, model.num_layers, train.loss, train.num_negatives, model.kind, model.order)
+    assert found == (projector, num_layers, loss, num_negatives, kind, order)
+    assert train.learning_rate == (1e-3 if kind == "id" else 5e-4)
 
 
 def test_every_preset_is_tested_and_can_be_chosen() -> None:
-    assert set(PRESETS) == {"paper", "linear-mapping", "no-mlp", "no-propagation", "no-contrast"}
+    (cases,) = (mark.args[1] for mark in test_presets.pytestmark)
+    assert set(PRESETS) == {case[0] for case in cases}
     assert all(load_settings(["--preset", preset]).preset == preset for preset in PRESETS)
+
+
+@pytest.mark.parametrize("given", [["--model.num-layers", "0"], ["--model.kind", "id"]])
+def test_propagating_first_needs_vectors_and_rounds(given: list[str]) -> None:
+    with pytest.raises(SettingsError, match=r"propagate-first needs title vectors and rounds.*project-first"):
+        load_settings(["--preset", "propagate-first", *given])
 
 
 def test_an_explicit_setting_beats_the_preset(tmp_path: Path) -> None:

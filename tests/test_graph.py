@@ -229,14 +229,22 @@ def share(part: Part, item_IT: Tensor) -> Tensor:
     return item_IT[part.rows(len(item_IT))]
 
 
-def take_steps(part: Part, seen_UI: Tensor, *, commute: bool, ids: bool = False) -> dict[str, Tensor]:
-    """Take three steps of a float64 model; return representations and gradients of the first, losses, weights."""
-    graph = graph_of(seen_UI, part)
-    text_model = AlphaRec(6, hidden_width=10, width=4, num_layers=2, seed=5)
+def take_steps(
+    part: Part, seen_UI: Tensor, *, commute: bool, ids: bool = False, first: bool = False, whole: bool = False
+) -> dict[str, Tensor]:
+    """Take three steps of a float64 model; return representations and gradients of the first, losses, weights.
+
+    ``first``: vectors are propagated before; ``whole``: every worker has all items.
+    """
+    graph, item_IT = graph_of(seen_UI, part), normal(seen_UI.shape[1], 6)
+    text_model = AlphaRec(6, hidden_width=10, width=4, num_layers=2, propagate_first=first, seed=5)
     model = (IdEmbeddings(*seen_UI.shape, width=4, seed=5) if ids else text_model).double()
-    features = TextFeatures.build(share(part, normal(seen_UI.shape[1], 6)), graph, commute=commute)
+    num_layers = 2 if first else 0
+    features = TextFeatures.build(share(part, item_IT), graph, commute=commute, num_layers=num_layers)
     assert (features.user_UT is None) == commute
     user_UD, item_ID = model(graph, features)
+    if whole:
+        features = TextFeatures(graph.gather_items(features.item_ST), features.user_UT, whole)
     result = {"user": user_UD.detach(), "item": item_ID.detach()}
     sampler = Sampler(graph, seed=9, batch_size=24, num_negatives=5)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
@@ -283,6 +291,8 @@ def work(rank: int, folder: Path) -> None:
             "stored": take_steps(part, isolated_seen(), commute=False),
             "few": take_steps(part, two_users(), commute=True),
             "ids": take_steps(part, isolated_seen(), commute=True, ids=True),
+            "first": take_steps(part, isolated_seen(), commute=False, first=True),
+            "whole": take_steps(part, isolated_seen(), commute=False, first=True, whole=True),
             "stopped": spoil_one_worker(part),
         }
         torch.save(results, folder / f"{size}-{rank}.pt")
@@ -301,6 +311,8 @@ def test_workers_equal_one_worker(tmp_path: Path) -> None:
         "stored": take_steps(Part(), isolated_seen(), commute=False),
         "few": take_steps(Part(), two_users(), commute=True),
         "ids": take_steps(Part(), isolated_seen(), commute=True, ids=True),
+        "first": take_steps(Part(), isolated_seen(), commute=False, first=True),
+        "whole": take_steps(Part(), isolated_seen(), commute=False, first=True, whole=True),
     }
     assert alone["commuted"]["first.weight"].abs().max() > 0.1  # the comparison below is of numbers of size 1
     for size in (2, 3):

@@ -115,6 +115,21 @@ def test_forward_is_the_plain_formulation(
             torch.testing.assert_close(one, other, rtol=10 * tolerance, atol=10 * tolerance)
 
 
+def test_propagating_first_projects_the_propagated_vectors() -> None:
+    seen_UI, item_IT = exact_seen(), normal(exact_seen().shape[1], 6)
+    graph = graph_of(seen_UI)
+    model = AlphaRec(6, hidden_width=11, width=5, num_layers=2, propagate_first=True, seed=3).double()
+    features = model.features(item_IT, graph)
+    # The identity in place of the projector: what is left of the plain formulation is the propagation.
+    identity = AlphaRec(6, width=6, projector="linear").double()
+    torch.nn.init.eye_(identity.first.weight)
+    got = model(graph, features)
+    for one, vectors in zip(got, plain_forward(identity, seen_UI, item_IT), strict=True):
+        hidden = F.leaky_relu(vectors @ model.first.weight.T + model.first.bias, 0.01)
+        # The vectors are kept in half precision, as they are stored: 2^-11 of values near 1, a dozen of them summed.
+        torch.testing.assert_close(one, hidden @ model.last.weight.T + model.last.bias, rtol=0, atol=2e-3)
+
+
 def test_a_group_of_hidden_units_of_all_items_is_bounded() -> None:
     assert units_at_once(3_043, 4) == 512
     assert units_at_once(3_043, 2) == 256
@@ -385,6 +400,37 @@ def test_a_step_takes_the_mean_over_its_positives(at_once: int | None) -> None:
     assert train_step(model, optimizer, features, sampler, 0, objective) == pytest.approx(loss.item(), abs=1e-14)
     for one, other in zip(model.parameters(), expected, strict=True):
         torch.testing.assert_close(one.detach(), other, rtol=0, atol=1e-14)  # float64, pieces add up in another order
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["items divided", "items of the batch"])
+@pytest.mark.parametrize("at_once", [None, 7])
+def test_a_step_without_propagation_takes_the_rows_of_its_batch_alone(whole: bool, at_once: int | None) -> None:
+    seen_UI = torch.rand(9, 40, generator=torch.Generator().manual_seed(4)) < 0.3
+    graph, objective = graph_of(seen_UI), Objective()
+    sampler = Sampler(graph, seed=2, batch_size=6, num_negatives=3, at_once=at_once)
+    kept = TextFeatures.build(normal(40, 6), graph, commute=False)
+    poisoned_IT, batch = kept.item_ST.clone(), sampler.draw(0)
+    unseen = torch.ones(40, dtype=torch.bool)
+    unseen[batch.item_BN.long()] = False
+    assert unseen.any()
+    if whole:  # a row that the batch does not need is never read
+        poisoned_IT[unseen] = math.nan
+    stepped, plain = (AlphaRec(6, hidden_width=11, width=5, num_layers=0).double() for _ in range(2))
+    loss = objective(*plain(graph, kept), batch) / sampler.positives_per_step
+    loss.backward()
+    optimizers = [torch.optim.SGD(model.parameters(), lr=0.1) for model in (stepped, plain)]
+    optimizers[1].step()
+    features = TextFeatures(poisoned_IT, kept.user_UT, whole)
+    got = train_step(stepped, optimizers[0], features, sampler, 0, objective)
+    assert got == pytest.approx(loss.item(), abs=1e-14)
+    for one, other in zip(stepped.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-14)  # float64, rows add up in another order
+
+
+def test_a_batch_has_no_rows_of_its_own_where_user_means_are_not_kept() -> None:
+    features = TextFeatures.build(normal(14, 6), graph_of(random_seen()), commute=True)
+    with pytest.raises(ValueError, match="where user means are kept"):
+        features.of_batch([])
 
 
 def flat_state(optimizer: torch.optim.Optimizer) -> list[bytes]:

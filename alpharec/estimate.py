@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from alpharec.config import EstimateSettings, Settings
 from alpharec.graph import MOST_INTERACTIONS
-from alpharec.model import UNITS_SUMMED, mean_commutes, units_at_once
+from alpharec.model import UNITS_SUMMED, mean_commutes, takes_own_items, units_at_once
 
 BYTES = {"float32": 4, "bfloat16": 2}
 CACHE = 1 << 20  # of a core
@@ -102,6 +102,7 @@ class Size:
         valid: those of the split that picks the epoch.
         batch_size: positives a step, over all workers; ``scored_at_once`` of them drawn and scored at a time.
         block_size: users ranked at a time when validating.
+        propagate_first: vectors were propagated ahead of training, so that a step takes its batch's rows alone.
 
     Raises:
         EstimateError: a size is below 1, or there are more interactions than pairs.
@@ -123,6 +124,7 @@ class Size:
     held_out: int = 0
     valid: int = 0
     block_size: int = 1024
+    propagate_first: bool = False
 
     @property
     def first_width(self) -> int:
@@ -132,11 +134,21 @@ class Size:
     @property
     def commutes(self) -> bool:
         """Whether users' means are taken after the first layer."""
-        return mean_commutes(self.users, self.interactions, self.text_width)
+        return not self.propagate_first and mean_commutes(self.users, self.interactions, self.text_width)
+
+    @property
+    def num_rounds(self) -> int:
+        """Rounds of propagation in a step."""
+        return 0 if self.propagate_first else self.num_layers
+
+    @property
+    def whole(self) -> bool:
+        """Whether a worker has all items and projects those of its batch alone."""
+        return self.propagate_first and takes_own_items(self.batch_size, self.num_negatives, self.items)
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            least = 0 if name in ("num_layers", "held_out", "valid") else 1
+            least = 0 if name in ("num_layers", "held_out", "valid", "propagate_first") else 1
             if isinstance(value, int) and value < least:
                 raise EstimateError(f"estimate: {name} must be {least} or more (got {value})")
         if self.precision not in BYTES:
@@ -205,8 +217,10 @@ def size_of(
     """Return the size of a configured run, from the summaries of its dataset and vectors where it names no other.
 
     Raises:
-        EstimateError: neither gives a size.
+        EstimateError: neither gives a size, or the model is not AlphaRec.
     """
+    if settings.model.kind == "id":
+        raise EstimateError("estimate: knows model.kind = alpharec alone (got id)")
     given, model, train = settings.estimate, settings.model, settings.train
     counts, known = dataset or {}, {}
     stored = {"users": counts.get("users"), "items": counts.get("items"), "interactions": counts.get("train")}
@@ -233,6 +247,7 @@ def size_of(
         held_out=0 if given.interactions else counts.get("valid", 0) + counts.get("test", 0),
         valid=0 if given.interactions else counts.get(train.select_on, 0),
         block_size=settings.evaluate.block_size,
+        propagate_first=model.order == "propagate-first",
     )
 
 
@@ -244,12 +259,14 @@ def run_problems(
     memory: float,
     gpu_kinds: Sequence[str] = (),
 ) -> list[str]:
-    """Return what does not fit of a run about to start; ``settings.estimate`` does not count.
+    """Return what does not fit of a run about to start, as far as known; ``settings.estimate`` does not count.
 
     Args:
         memory: bytes of the host for each worker.
         gpu_kinds: of the cluster; the smallest known one is taken where workers use a GPU, none known says nothing.
     """
+    if settings.model.kind == "id":
+        return []
     size = size_of(settings.model_copy(update={"estimate": EstimateSettings()}), dataset, vectors)
     kinds = [DEVICES[kind.lower()] for kind in gpu_kinds if kind.lower() in DEVICES] if settings.train.use_gpu else []
     if settings.train.use_gpu and not kinds:
@@ -297,14 +314,24 @@ def _share(size: Size) -> tuple[float, float, float]:
     return size.users / workers, -(-size.items // workers), size.interactions / workers
 
 
+def _step_rows(size: Size) -> tuple[float, float, float]:
+    """Return users and items that a worker projects in a step, and items whose representations it then has."""
+    users, share, _ = _share(size)
+    if not size.propagate_first:
+        return users, share, size.items
+    batch = size.batch_size / size.num_workers
+    drawn = min(size.items, batch * (1 + size.num_negatives))
+    return min(users, batch), *((drawn, drawn) if size.whole else (share, size.items))
+
+
 def _memory(size: Size, device: Device) -> dict[str, float]:
     (users, share, pairs), items, cell = _share(size), size.items, BYTES[size.precision]
-    hidden = (users + share) * size.first_width * cell
+    hidden = sum(_step_rows(size)[:2]) * size.first_width * cell
     # Two int32 lists with pointers, int64 gaps of the negatives, degrees (views into all users') and scales.
     graph = 16 * pairs + 4 * (users + items) + 4 * (users + items) + 16 * size.users + 8 * items
     seen = 8 * (pairs + size.valid / size.num_workers) + 16 * users
     return {
-        "title vectors": share * size.text_width * cell,
+        "title vectors": (items if size.whole else share) * size.text_width * cell,
         "user means": 0.0 if size.commutes else users * size.text_width * cell,
         "graph": graph,
         "validation lists": seen,
@@ -315,9 +342,10 @@ def _memory(size: Size, device: Device) -> dict[str, float]:
 
 def _step_peak(size: Size, device: Device, *, hidden: float) -> float:
     """Return the largest of a step's moments; the kept hidden units last through all of them."""
-    users, _, pairs = _share(size)
-    items, row = size.items, size.width * 4
+    pairs, row, cell = _share(size)[2], size.width * 4, BYTES[size.precision]
+    users, projected, items = _step_rows(size)
     user, item = users * row, items * row
+    taken = (users + (projected if size.whole else 0)) * size.text_width * cell if size.propagate_first else 0
     batch = min(size.batch_size, size.scored_at_once) / size.num_workers
     candidates = batch * (size.num_negatives + 1)
     drawing = 40 * candidates
@@ -332,21 +360,24 @@ def _step_peak(size: Size, device: Device, *, hidden: float) -> float:
         + (0 if device.shares_host else 4 * pairs)
     )
     # A group of all items' hidden units as gathered, and as added up on the way back.
-    units = min(size.first_width, units_at_once(items, BYTES[size.precision])) if size.commutes else 0
-    projection = 2 * items * units * BYTES[size.precision] + 3 * (user + item)
-    return max(drawing, hidden + loss, hidden + propagation, hidden + projection)
+    units = min(size.first_width, units_at_once(size.items, cell)) if size.commutes else 0
+    projection = 2 * items * units * cell + 3 * (user + item)
+    return taken + max(drawing, hidden + loss, hidden + propagation, hidden + projection)
 
 
 def _validation_peak(size: Size) -> float:
-    """Return the scores of a block of users over all items, and the representations."""
-    users = _share(size)[0]
-    return 3 * (users + size.items) * size.width * 4 + 4 * size.block_size * size.items
+    """Return the scores of a block of users over all items, or a group of hidden units, and the representations."""
+    users, share, _ = _share(size)
+    cell = BYTES[size.precision]
+    units = min(size.first_width, units_at_once(size.items, cell))
+    moment = max(4 * size.block_size * size.items, (users + share) * units * cell)
+    return 3 * (users + size.items) * size.width * 4 + moment
 
 
 def _setup(size: Size, device: Device) -> tuple[float, float]:
     """Return the most bytes before the first step, in the host and on the device: a worker reads its own part alone."""
     users, share, pairs = _share(size)
-    row = share * size.text_width
+    row = (size.items if size.whole else share) * size.text_width
     # Pairs as read; the mask, the sort of int64 keys, the sorted pairs, EdgeIndex beside the lists.
     indexing = 16 * pairs + 24 * size.users + 128 * pairs
     graph = 16 * pairs + 16 * (users + size.users) + 16 * size.items
@@ -361,21 +392,22 @@ def _setup(size: Size, device: Device) -> tuple[float, float]:
 
 
 def _seconds(size: Size, device: Device) -> dict[str, float]:
-    (users, share, pairs), items = _share(size), size.items
+    pairs, (users, share, items) = _share(size)[2], _step_rows(size)
     cell, workers, width, text = BYTES[size.precision], size.num_workers, size.width, size.text_width
     mlp, hidden, commutes = size.projector == "mlp", size.first_width, size.commutes
     rows = share if commutes else share + users
     products = 4 * rows * text * hidden + (6 * (share + users) * hidden * width if mlp else 0)
-    sums = 4 * size.num_layers * pairs * width * 4 + (2 * pairs * hidden * cell if commutes else 0)
-    cached = items * min(hidden, UNITS_SUMMED) * cell <= CACHE
+    sums = 4 * size.num_rounds * pairs * width * 4 + (2 * pairs * hidden * cell if commutes else 0)
+    cached = size.items * min(hidden, UNITS_SUMMED) * cell <= CACHE
     # Passes over hidden units: bias, leaky ReLU and their gradients; over representations: propagation and the loss.
     passes = 12 * (share + users) * hidden * cell if mlp else 4 * (share + users) * hidden * cell
-    passes += (12 * size.num_layers + 12) * (users + items) * width * 4
+    passes += (12 * size.num_rounds + 12) * (users + items) * width * 4
     candidates = size.batch_size / workers * (size.num_negatives + 1)
     link = device.link if workers <= device.group else device.far_link
-    whole = 4 * items * width
-    # Gathered or scattered once, summed twice over: all_reduce is both.
-    messages = whole + 2 * whole * (2 * size.num_layers + 1) + 8 * num_weights(size)
+    whole = 0 if size.whole else 4 * items * width
+    # Gathered and scattered once, summed twice over: all_reduce is both.
+    sums_of_items = 2 * (2 * size.num_rounds + 1) if size.num_rounds else 1
+    messages = whole + whole * sums_of_items + 8 * num_weights(size)
     messages += 2 * items * hidden * cell if commutes else 0
     return {
         "products": products / device.products[size.precision],

@@ -40,6 +40,14 @@ def mean_commutes(num_users: int, num_interactions: int, text_width: int) -> boo
     return num_users * text_width > ADDITION_COST * num_interactions
 
 
+def takes_own_items(batch_size: int, num_negatives: int, num_items: int) -> bool:
+    """Return whether, without propagation, workers take the items of their batch from all items, or share all of them.
+
+    Where a batch draws fewer candidates than there are items.
+    """
+    return batch_size * (1 + num_negatives) < num_items
+
+
 @dataclass(frozen=True)
 class TextFeatures:
     """Frozen inputs of the projector.

@@ -32,7 +32,7 @@ from alpharec.catalog import SPLITS, Dataset, Pairs, load_dataset, read_degrees,
 from alpharec.config import EvaluateSettings, Settings
 from alpharec.estimate import run_problems
 from alpharec.graph import InteractionGraph, Part, Sampler, user_range
-from alpharec.model import AlphaRec, NonFiniteLossError, Objective, TextFeatures, train_step
+from alpharec.model import AlphaRec, NonFiniteLossError, Objective, TextFeatures, takes_own_items, train_step
 from alpharec.propagate import propagate, read_rows
 from alpharec.ranking import Evaluation, Lists, evaluate, item_popularity_groups, user_activity_groups
 from alpharec.runtime import connect, cpus_each, gpu_kinds, memory_each, show_progress
@@ -412,8 +412,7 @@ def _read_features(settings: Settings, vectors: Artifact, graph: InteractionGrap
     if model.num_rounds == model.num_layers:
         item_ST = torch.from_numpy(load_vectors(vectors, share)).float()
         return model.features(item_ST.to(device), graph, precision=precision)
-    # Items are divided over workers where a batch needs nearly all of them.
-    whole = train.batch_size * (1 + train.num_negatives) < graph.num_items
+    whole = takes_own_items(train.batch_size, train.num_negatives, graph.num_items)
     items = range(graph.num_items) if whole else share
     users = range(graph.first_user, graph.first_user + graph.num_local_users)
     item_ST, user_UT = (
@@ -520,8 +519,8 @@ def build_graph(dataset: Dataset) -> InteractionGraph:
     )
 
 
-def build_model(settings: Settings, text_width: int, num_users: int, num_items: int) -> AlphaRec | IdEmbeddings:
-    """Return a model with fresh weights."""
+def build_model(settings: Settings, text_width: int, num_users: int = 0, num_items: int = 0) -> AlphaRec | IdEmbeddings:
+    """Return a model with fresh weights; ID embeddings need the sizes of the graph."""
     model = settings.model
     if model.kind == "id":
         return IdEmbeddings(num_users, num_items, width=model.width, num_layers=model.num_layers, seed=settings.seed)

@@ -99,6 +99,18 @@ def test_sums_over_interactions_by_hand() -> None:
     )
 
 
+@pytest.mark.parametrize("num_negatives", [4, 1_000])
+def test_propagating_first_takes_a_batch_and_no_graph(num_negatives: int) -> None:
+    size = dataclasses.replace(LARGE, propagate_first=True, num_negatives=num_negatives)
+    found, paper = (estimate(shape, DEVICES["h200"]) for shape in (size, LARGE))
+    assert found.seconds["sums over interactions"] == 0
+    assert found.seconds_per_step < paper.seconds_per_step / 5
+    assert size.whole == (num_negatives == 4), "262,144 x 5 candidates are fewer than 10,000,000 items"
+    items = 10_000_000 if size.whole else 10_000_000 / 8
+    assert found.memory["title vectors"] == items * LARGE.text_width * 2
+    assert found.memory["user means"] == 100_000_000 / 8 * LARGE.text_width * 2
+
+
 def test_what_does_not_fit_is_a_problem_that_names_the_numbers_and_a_setting() -> None:
     assert estimate(SIZE, DEVICES["cpu"]).problems == []
     found = estimate(SIZE, DEVICES["cpu"], memory=1e5)

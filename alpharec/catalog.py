@@ -14,6 +14,7 @@ them, and only an empty title with ``on_empty_title = skip`` removes another ite
 from __future__ import annotations
 
 import csv
+import dataclasses
 import gzip
 import hashlib
 import html
@@ -22,7 +23,7 @@ import json
 import os
 import unicodedata
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NoReturn
 
@@ -31,6 +32,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from alpharec.artifacts import Artifact, Store, digest
 from alpharec.config import DataSettings, Settings
@@ -66,8 +68,19 @@ class Pairs:
 
 
 @dataclass(frozen=True)
+class Domain:
+    """One dataset of a mix: users and items first..end-1 are its own."""
+
+    name: str
+    first_user: int
+    end_user: int
+    first_item: int
+    end_item: int
+
+
+@dataclass(frozen=True)
 class Dataset:
-    """Items with titles, users, and three disjoint sets of (user, item) pairs.
+    """Items with titles, users, and three disjoint sets of (user, item) pairs; ``domains`` only of a mix.
 
     Shapes: item_ids (I,), titles (I,), user_ids (U,).
     """
@@ -78,6 +91,7 @@ class Dataset:
     train: Pairs
     valid: Pairs
     test: Pairs
+    domains: tuple[Domain, ...] = ()
 
     @property
     def num_users(self) -> int:
@@ -90,6 +104,17 @@ class Dataset:
     @property
     def splits(self) -> dict[str, Pairs]:
         return {split: getattr(self, split) for split in SPLITS}
+
+    def of(self, domain: Domain) -> Dataset:
+        """Return one dataset of the mix, its indices from 0."""
+        users, items = slice(domain.first_user, domain.end_user), slice(domain.first_item, domain.end_item)
+
+        def own(pairs: Pairs) -> Pairs:
+            mine = slice(*np.searchsorted(pairs.users, [users.start, users.stop]))
+            return Pairs(pairs.users[mine] - users.start, pairs.items[mine] - items.start)
+
+        splits = own(self.train), own(self.valid), own(self.test)
+        return Dataset(self.item_ids[items], self.titles[items], self.user_ids[users], *splits)
 
 
 @dataclass(frozen=True)
@@ -174,12 +199,26 @@ def prepare(store: Store, settings: Settings) -> Artifact:
     Raises:
         CatalogError: the input does not hold what it must.
     """
+    if settings.data.format == "mix":
+        return _prepare_mix(store, settings)
     inputs = open_inputs(settings.data)
     version = _version(inputs, settings)
     found = store.find("datasets", settings.name, version)
     if found is not None:
         return found
     dataset, report = build_dataset(*read_inputs(inputs, settings.data), settings.data, seed=settings.seed)
+    sources = {role: file.address for role, file in inputs.items()}
+    return _write_dataset(store, settings, version, dataset, report, sources)
+
+
+def _write_dataset(
+    store: Store,
+    settings: Settings,
+    version: str,
+    dataset: Dataset,
+    report: dict[str, Any],
+    sources: Mapping[str, str | Artifact],
+) -> Artifact:
     draft = store.draft("datasets", settings.name, version)
     draft.write_table("items.parquet", pa.table({"item_id": dataset.item_ids, "title": dataset.titles}))
     draft.write_table("users.parquet", pa.table({"user_id": dataset.user_ids}))
@@ -190,13 +229,64 @@ def prepare(store: Store, settings: Settings) -> Artifact:
     draft.write_json("report.json", report)
     return draft.commit(
         settings=settings.model_dump(mode="json", include={"name", "seed", "data"}),
-        inputs={role: file.address for role, file in inputs.items()},
-        summary={"users": report["users"], "items": report["items"], **report["interactions"]},
+        inputs=sources,
+        summary={
+            "users": report["users"],
+            "items": report["items"],
+            **report["interactions"],
+            **({"domains": [dataclasses.asdict(domain) for domain in dataset.domains]} if dataset.domains else {}),
+        },
     )
+
+
+def _domain_settings(settings: Settings) -> dict[str, Settings]:
+    return {
+        name: settings.model_copy(update={"name": f"{settings.name}.{name}", "data": DataSettings(**given)})
+        for name, given in settings.data.domains.items()
+    }
+
+
+def _prepare_mix(store: Store, settings: Settings) -> Artifact:
+    """Return several datasets as one: users and items follow each other, ids are ``<domain>/<id>``."""
+    made = {name: prepare(store, chosen) for name, chosen in _domain_settings(settings).items()}
+    version = _mix_version({name: artifact.version for name, artifact in made.items()})
+    found = store.find("datasets", settings.name, version)
+    if found is not None:
+        return found
+    parts = {name: load_dataset(artifact) for name, artifact in made.items()}
+    domains: list[Domain] = []
+    for name, part in parts.items():
+        user, item = (domains[-1].end_user, domains[-1].end_item) if domains else (0, 0)
+        domains.append(Domain(name, user, user + part.num_users, item, item + part.num_items))
+
+    def joined(split: str) -> Pairs:
+        pairs = [(part.splits[split], domain) for part, domain in zip(parts.values(), domains, strict=True)]
+        users = [own.users + domain.first_user for own, domain in pairs]
+        return Pairs(np.concatenate(users), np.concatenate([own.items + domain.first_item for own, domain in pairs]))
+
+    def ids(column: str) -> pa.StringArray:
+        named = [pc.binary_join_element_wise(name, getattr(part, column), "/") for name, part in parts.items()]
+        return pa.concat_arrays(named)
+
+    titles = pa.concat_arrays([part.titles for part in parts.values()])
+    splits = joined("train"), joined("valid"), joined("test")
+    dataset = Dataset(ids("item_ids"), titles, ids("user_ids"), *splits, tuple(domains))
+    reports = {name: artifact.read_json("report.json") for name, artifact in made.items()}
+    report = describe(dataset, {"empty_titles": sum(own["items_without_title"] for own in reports.values())})
+    report["domains"] = reports
+    return _write_dataset(store, settings, version, dataset, report, made)
+
+
+def _mix_version(versions: Mapping[str, str]) -> str:
+    return digest({"format": DATASET_FORMAT, "domains": list(versions.items())})[:16]
 
 
 def find_prepared(store: Store, settings: Settings) -> Artifact | None:
     """Return the dataset these settings describe if the store has it; reads the input files for their digest."""
+    if settings.data.format == "mix":
+        found = {name: find_prepared(store, chosen) for name, chosen in _domain_settings(settings).items()}
+        versions = {name: artifact.version for name, artifact in found.items() if artifact}
+        return store.find("datasets", settings.name, _mix_version(versions)) if len(versions) == len(found) else None
     return store.find("datasets", settings.name, _version(open_inputs(settings.data), settings))
 
 
@@ -209,7 +299,13 @@ def load_dataset(artifact: Artifact) -> Dataset:
         titles=items["title"].combine_chunks(),
         user_ids=users["user_id"].combine_chunks(),
         **{split: _pairs(artifact.read_table(f"{split}.parquet")) for split in SPLITS},
+        domains=domains_of(artifact),
     )
+
+
+def domains_of(artifact: Artifact) -> tuple[Domain, ...]:
+    """Return the datasets that a dataset was mixed from, none if it was not."""
+    return tuple(Domain(**domain) for domain in artifact.summary.get("domains", ()))
 
 
 def read_degrees(artifact: Artifact) -> Ints:
@@ -803,11 +899,14 @@ def build_dataset(
         _fail(interactions.files[0], "no interactions are left", _nonzero(left_out), then)
     pairs, counts = _split(pairs, interactions.files[0], settings, seed)
     left_out |= counts
+    train, valid, test = (_sorted_pairs(pairs.filter(pl.col("split") == split)) for split in range(3))
     dataset = Dataset(
         _strings(items["item_id"].filter(keep_item)),
         _strings(items["title"].filter(keep_item)),
         _strings(interactions.users.filter(keep_user)),
-        *(_sorted_pairs(pairs.filter(pl.col("split") == split)) for split in range(3)),
+        train,
+        valid,
+        test,
     )
     return dataset, describe(dataset, left_out)
 

@@ -53,11 +53,16 @@ class Section(BaseModel):
 class DataSettings(Section):
     """Where the catalog and the interactions come from, and how they are filtered and split."""
 
-    format: Literal["table", "alpharec", "grouplens", "amazon-2018", "amazon-2023"] = Field(
+    format: Literal["table", "alpharec", "grouplens", "amazon-2018", "amazon-2023", "mix"] = Field(
         "table",
-        description="table: one file of items, one of interactions (Parquet, CSV, CSV.gz, JSONL). "
+        description="table: one file of items, one of interactions (Parquet, CSV, CSV.gz, JSONL). mix: data.domains. "
         "alpharec: a folder with train.txt, valid.txt, test.txt and an items table. "
         "grouplens: an ml-latest* folder (CSV) or ml-1m (.dat). amazon-*: reviews and metadata JSONL.",
+    )
+    domains: dict[str, dict[str, Any]] = Field(
+        default_factory=dict,
+        description="format = mix: data settings of each dataset by its name ([data.domains.games]), to train one "
+        "model on all of them: shared weights, users and items of their own",
     )
     path: str = Field("", description="folder or URL the relative paths below start from")
     items: str = Field("", description="items table (metadata for amazon-*); empty: the format's usual file name")
@@ -91,6 +96,19 @@ class DataSettings(Section):
     on_duplicate: Literal["error", "first"] = Field(
         "error", description="a (user, item) pair seen twice: stop, or keep the first in time (else in file order)"
     )
+
+    @model_validator(mode="after")
+    def _check_domains(self) -> DataSettings:
+        if (self.format == "mix") != bool(self.domains):
+            raise ValueError(
+                "data.format = mix and data.domains go together "
+                f"(got {self.format} and {', '.join(self.domains) or 'none'}); a domain: [data.domains.NAME], path = …"
+            )
+        for name, given in self.domains.items():
+            if "/" in name or given.get("format") == "mix":
+                raise ValueError(f"data.domains.{name} must be a plain dataset, its name without a slash")
+            DataSettings(**given)
+        return self
 
     @model_validator(mode="after")
     def _check_split(self) -> DataSettings:
@@ -221,6 +239,10 @@ class TrainSettings(Section):
     loss: Literal["infonce", "bpr"] = Field("infonce", description="infonce on cosines; bpr on dot products")
     temperature: float = Field(0.15, gt=0, description="tau of infonce; the paper: 0.15, on Games 0.2")
     num_negatives: int = Field(256, ge=1, description="negatives per positive; bpr takes 1")
+    users_drawn: Literal["uniformly", "by-interactions"] = Field(
+        "uniformly",
+        description="whose positives a batch has: every user alike, as the paper, or a user as often as it has items",
+    )
     batch_size: int = Field(4096, ge=1, description="positives per step, over all workers")
     scored_at_once: int = Field(
         16_384,
@@ -285,6 +307,11 @@ class TrainSettings(Section):
 class EvaluateSettings(Section):
     """Full ranking of all items, items already seen masked."""
 
+    model: str = Field(
+        "",
+        description="NAME/VERSION of a trained model to use instead of training one: zero-shot, on a dataset that it "
+        "was never trained on",
+    )
     ks: tuple[int, ...] = Field((5, 10, 20), min_length=1, description="list lengths K")
     select_k: int = Field(20, ge=1, description="K of the Recall that picks the epoch")
     block_size: int = Field(1024, ge=1, description="users scored at a time; bounds the memory")

@@ -8,7 +8,8 @@ matrix, rows gathered from all, and one's own rows of a sum. Plain torch and tor
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -88,6 +89,8 @@ class InteractionGraph:
         part: the worker; it keeps the users of its share of the virtual shards.
         user_degree: int64 [num_users], train interactions of every user. Then ``users`` and ``items`` need to hold only
             those of the worker's own users (``user_range``); without it, those of all users.
+        domains: first user and first item of each dataset of a mix, ascending from (0, 0): a user's negatives are
+            items of its own dataset. None: one dataset.
 
     Raises:
         ValueError: an index is out of range, a pair occurs twice, or the worker's part is too large for its lists.
@@ -102,16 +105,22 @@ class InteractionGraph:
         num_items: int,
         part: Part = Part(),
         user_degree: Tensor | None = None,
+        domains: Sequence[tuple[int, int]] = (),
     ) -> None:
         _check_pairs(users, items, num_users, num_items)
+        starts = torch.tensor(list(domains) or [(0, 0)])
+        self.domain_users, self.domain_items = starts[:, 0].contiguous(), starts[:, 1].contiguous()
+        self.domain_sizes = torch.diff(self.domain_items, append=torch.tensor([num_items]))
         own_alone = user_degree is not None
         if user_degree is None:
             user_degree = torch.bincount(users, minlength=num_users)
         self.part, self.num_users, self.num_items = part, num_users, num_items
         self.num_interactions = int(user_degree.sum())
         self.train_users = user_degree.nonzero().squeeze(1)
-        self.sated_users = (user_degree == num_items).nonzero().squeeze(1)
+        self.all_degrees = user_degree
         self.first_user, last_user = user_range(user_degree, part)
+        own_items = self.domain_sizes[self.domain_of(torch.arange(num_users))] if len(starts) > 1 else num_items
+        self.sated_users = (user_degree == own_items).nonzero().squeeze(1)
         self.user_degree_U = user_degree[self.first_user : last_user]
         self.item_degree_I = torch.bincount(items, minlength=num_items)
         if own_alone:
@@ -132,11 +141,16 @@ class InteractionGraph:
         self.item_scale_I1 = _inverse(self.item_degree_I.float().sqrt())[:, None]
         # The r-th item a user has not seen is r + the number of seen items s_k with s_k - k <= r (s sorted, k = 0..).
         rank_in_user = torch.arange(len(items)) - self.rowptr[users]
-        self._gap_keys = users * (num_items + 1) + items - rank_in_user
+        first_item = self.domain_items[self.domain_of(users + self.first_user)] if len(starts) > 1 else 0
+        self._gap_keys = users * (num_items + 1) + items - first_item - rank_in_user
 
     @property
     def num_local_users(self) -> int:
         return len(self.user_degree_U)
+
+    def domain_of(self, user_X: Tensor) -> Tensor:
+        """Return which dataset of the mix users are of, by their index in the whole graph. Shapes: [X] -> [X]."""
+        return torch.bucketize(user_X, self.domain_users, right=True) - 1
 
     def to(self, device: torch.device | str) -> InteractionGraph:
         """Return the graph on ``device``."""
@@ -265,7 +279,8 @@ class Sampler:
     users of a shuffled epoch picks the user, then one of its train items at random. Negatives are uniform, with
     replacement, over the items the user has not in train.
 
-    ``at_once`` is how many positives ``pieces`` draws at a time; None: the whole batch.
+    ``at_once`` is how many positives ``pieces`` draws at a time; None: the whole batch. ``by_interactions``: a user is
+    drawn as often as it has train items.
 
     Source: AlphaRec's official loader, behaviour only.
     """
@@ -275,6 +290,7 @@ class Sampler:
     batch_size: int
     num_negatives: int
     at_once: int | None = None
+    by_interactions: bool = False
 
     def __post_init__(self) -> None:
         if len(self.graph.sated_users):
@@ -282,6 +298,10 @@ class Sampler:
             raise ValueError(
                 f"sampling: user {user} has every item in train, so no negative exists; leave that user out"
             )
+
+    @functools.cached_property
+    def _ends_U(self) -> Tensor:
+        return self.graph.all_degrees.cumsum(0)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -306,16 +326,20 @@ class Sampler:
         rows = range(self.positives_per_step) if rows is None else rows
         row_B = torch.arange(rows.start, rows.stop, device=device)
         shuffled_B = _shuffle(row_B + position * self.positives_per_step, graph.num_interactions, self._key(epoch, 0))
-        user_B = graph.train_users[shuffled_B % len(graph.train_users)] - graph.first_user
+        if self.by_interactions:
+            user_B = torch.bucketize(shuffled_B, self._ends_U, right=True) - graph.first_user
+        else:
+            user_B = graph.train_users[shuffled_B % len(graph.train_users)] - graph.first_user
         mine = (user_B >= 0) & (user_B < graph.num_local_users)
         user_B, row_B = user_B[mine], row_B[mine]
         start_B, degree_B = graph.rowptr[user_B].long(), graph.user_degree_U[user_B]
+        domain_B = graph.domain_of(user_B + graph.first_user)
         positive_B = graph.items[start_B + _below(degree_B, row_B, self._key(step, 1))]
         counter_BN = row_B[:, None] * self.num_negatives + torch.arange(self.num_negatives, device=device)
-        gap_BN = _below((graph.num_items - degree_B)[:, None], counter_BN, self._key(step, 2))
+        gap_BN = _below((graph.domain_sizes[domain_B] - degree_B)[:, None], counter_BN, self._key(step, 2))
         seen_before_BN = (
             torch.searchsorted(graph._gap_keys, user_B[:, None] * (graph.num_items + 1) + gap_BN, right=True)
-            - start_B[:, None]
+            - (start_B - graph.domain_items[domain_B])[:, None]
         )
         item_BN = torch.cat([positive_B[:, None], gap_BN.add_(seen_before_BN).int()], 1)
         return Batch(user_B, item_BN)

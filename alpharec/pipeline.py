@@ -16,7 +16,7 @@ from alpharec.encoders import EncoderError, fingerprint
 from alpharec.estimate import DEVICES, EstimateError, estimate, format_estimate, size_of
 from alpharec.recommend import RecommendError, publish, recommend
 from alpharec.runtime import show_progress
-from alpharec.train import TrainingError, evaluate_model, fit
+from alpharec.train import TrainingError, evaluate_model, find_model, fit
 from alpharec.vectors import collect_garbage, export, line_of, verify
 
 logger = logging.getLogger(__name__)
@@ -26,7 +26,9 @@ Done = dict[str, Artifact]
 STAGES: dict[str, Callable[[Store, Settings, Done], Artifact]] = {
     "prepare": lambda store, settings, done: prepare(store, settings),
     "embed": lambda store, settings, done: embed(store, settings, done["prepare"]),
-    "train": lambda store, settings, done: fit(store, settings, done["prepare"], done["embed"]),
+    "train": lambda store, settings, done: (
+        find_model(store, settings) if settings.evaluate.model else fit(store, settings, done["prepare"], done["embed"])
+    ),
     "evaluate": lambda store, settings, done: evaluate_model(
         store, settings, done["prepare"], done["embed"], done["train"]
     ),

@@ -107,8 +107,8 @@ def publish(
         RecommendError: the artifacts do not belong together.
         ArtifactError: LATEST was moved by another run meanwhile.
     """
-    _check_lineage(model, dataset=dataset, vectors=vectors)
-    _check_lineage(evaluation, model=model)
+    # Not of the model: one that was trained on other data serves this dataset too, as it was evaluated.
+    _check_lineage(evaluation, dataset=dataset, vectors=vectors, model=model)
     version = digest([model.version, evaluation.version, BUNDLE_FORMAT])[:16]
     bundle = store.find("bundles", settings.name, version)
     if bundle is None:
@@ -142,7 +142,7 @@ def _write_bundle(
     draft.write_json("settings.json", model.settings)
     draft.write_json("metrics.json", metrics)
     report = dataset.read_json("report.json")
-    draft.write_bytes("MODEL_CARD.md", model_card(draft, model.settings, report, summary, metrics, inputs).encode())
+    draft.write_bytes("MODEL_CARD.md", model_card(draft, model, report, summary, metrics, inputs).encode())
     return draft.commit(settings=model.settings, inputs=inputs, summary=summary)
 
 
@@ -251,13 +251,15 @@ def _check_lineage(artifact: Artifact, **inputs: Artifact) -> None:
 
 def model_card(
     draft: Draft,
-    settings: Mapping[str, Any],
+    trained: Artifact,
     report: Mapping[str, Any],
     summary: Mapping[str, Any],
     metrics: Mapping[str, Any],
     inputs: Mapping[str, Artifact],
 ) -> str:
     """Return the bundle's card: what it is, data, settings, metrics beside most-popular, limits, lineage, use."""
+    settings, dataset = trained.settings, inputs["dataset"]
+    own = trained.manifest["inputs"]["dataset"] == dataset.uri
     model, train, sizes = settings["model"], settings["train"], report["interactions"]
     test, popular = metrics["test"], metrics["baselines"]["most-popular"]
     scores = [f"| {name} | {test[name]:.4f} | {popular[name]:.4f} |" for name in test if name in popular]
@@ -267,11 +269,12 @@ def model_card(
         title=f"{draft.name} {draft.version}",
         score="cosines" if train["loss"] == "infonce" else "dot products",
         data=f"{report['users']:,} users, {report['items']:,} items; interactions: {sizes['train']:,} train, "
-        f"{sizes['valid']:,} valid, {sizes['test']:,} test; split {settings['data']['split']}",
+        f"{sizes['valid']:,} valid, {sizes['test']:,} test; split {dataset.settings['data']['split']}",
         encoder=json.dumps(summary["fingerprint"], sort_keys=True),
         model=_model_line(model),
         train=f"{train['loss']}, temperature {train['temperature']}, {train['num_negatives']} negatives, "
-        f"epoch picked on {train['select_on']}, seed {settings['seed']}",
+        f"epoch picked on {train['select_on']}, seed {settings['seed']}"
+        f"{'' if own else ', on ' + '/'.join(_lineage(trained, 'dataset')) + ' alone: zero-shot here'}",
         scores="\n".join(scores),
         cold_users=f"{report['users_without_train']:,}",
         cold_items=f"{report['items_without_train']:,}",

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from alpharec.artifacts import Artifact, Store, digest
 from alpharec.baselines import IdEmbeddings
-from alpharec.catalog import SPLITS, Dataset, Pairs, load_dataset, read_degrees, read_pairs
+from alpharec.catalog import SPLITS, Dataset, Pairs, domains_of, load_dataset, read_degrees, read_pairs
 from alpharec.config import EvaluateSettings, Settings
 from alpharec.estimate import run_problems
 from alpharec.graph import InteractionGraph, Part, Sampler, user_range
@@ -45,7 +45,7 @@ DECIDES: Any = {
     "seed": True,
     "model": True,
     "train": {
-        "loss", "temperature", "num_negatives", "batch_size", "learning_rate", "precision",
+        "loss", "temperature", "num_negatives", "users_drawn", "batch_size", "learning_rate", "precision",
         "max_epochs", "evaluate_every", "patience", "select_on",
     },
     "evaluate": {"select_k", "valid_mask"},
@@ -295,7 +295,12 @@ class Training:
         train = settings.train
         self.objective = Objective(train.loss, train.temperature)
         self.sampler = Sampler(
-            graph, settings.seed, train.batch_size, train.num_negatives, at_once=train.scored_at_once
+            graph,
+            settings.seed,
+            train.batch_size,
+            train.num_negatives,
+            at_once=train.scored_at_once,
+            by_interactions=train.users_drawn == "by-interactions",
         )
         self.optimizer = torch.optim.Adam(model.parameters(), lr=train.learning_rate)
         self.state = State()
@@ -325,6 +330,7 @@ class Training:
             num_items=dataset.summary["items"],
             part=part,
             user_degree=degree,
+            domains=[(domain.first_user, domain.first_item) for domain in domains_of(dataset)],
         ).to(device)
         selection = Selection.build(settings, pairs, graph)
         model = build_model(settings, vectors.summary["width"], graph.num_users, graph.num_items).to(device)
@@ -423,12 +429,24 @@ def _read_features(settings: Settings, vectors: Artifact, graph: InteractionGrap
 
 
 @dataclass(frozen=True)
-class Selection:
-    """The score that picks the epoch: mean Recall@K on one split, over all workers' users."""
+class Ranked:
+    """Users that are ranked together over the same items: those of a worker, and of a dataset where there is a mix."""
 
-    name: str
+    users: slice
+    items: slice
     truth: Lists
     seen: Lists
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The score that picks the epoch: mean Recall@K on one split, over all workers' users.
+
+    In a mix of datasets a user's items are those of its own dataset.
+    """
+
+    name: str
+    ranked: list[Ranked]
     part: Part
     settings: EvaluateSettings
 
@@ -436,17 +454,26 @@ class Selection:
     def build(cls, settings: Settings, pairs: Mapping[str, Pairs], graph: InteractionGraph) -> Selection:
         """Take this worker's users from the splits that ``masked_splits`` names, and the one that picks the epoch."""
         split, chosen, device = settings.train.select_on, settings.evaluate, graph.user_degree_U.device
-        truth, seen = truth_and_seen(pairs, split, chosen, first=graph.first_user, count=graph.num_local_users)
-        return cls(f"{split}_recall@{chosen.select_k}", truth.to(device), seen.to(device), graph.part, chosen)
+        own, ranked = (graph.first_user, graph.first_user + graph.num_local_users), []
+        users = [*graph.domain_users.tolist(), graph.num_users]
+        for domain, (item, size) in enumerate(
+            zip(graph.domain_items.tolist(), graph.domain_sizes.tolist(), strict=True)
+        ):
+            first, end = (min(max(user, own[0]), own[1]) for user in users[domain : domain + 2])
+            lists = truth_and_seen(pairs, split, chosen, first=first, count=end - first, first_item=item)
+            truth, seen = (found.to(device) for found in lists)
+            ranked.append(Ranked(slice(first - own[0], end - own[0]), slice(item, item + size), truth, seen))
+        return cls(f"{split}_recall@{chosen.select_k}", ranked, graph.part, chosen)
 
     def score(self, user_UD: Tensor, item_ID: Tensor) -> float:
         """Return the mean over all users with truth. Shapes: user_UD [U, D], item_ID [I, D]."""
-        k, total = self.settings.select_k, torch.zeros(2, dtype=torch.float64)
-        if len(self.truth.items):
-            found = evaluate(
-                user_UD, item_ID, truth=self.truth, seen=self.seen, ks=(k,), block_size=self.settings.block_size
-            )
-            total += torch.tensor([float(found.values[f"recall@{k}"].sum()), len(found.users)], dtype=torch.float64)
+        k, size, total = self.settings.select_k, self.settings.block_size, torch.zeros(2, dtype=torch.float64)
+        for part in self.ranked:
+            if len(part.truth.items):
+                sides = user_UD[part.users], item_ID[part.items]
+                found = evaluate(*sides, truth=part.truth, seen=part.seen, ks=(k,), block_size=size)
+                recalls = found.values[f"recall@{k}"]
+                total += torch.tensor([float(recalls.sum()), len(recalls)], dtype=torch.float64)
         total = self.part.sum(total.to(user_UD.device))
         return float(total[0] / total[1])
 
@@ -456,15 +483,16 @@ def evaluate_model(store: Store, settings: Settings, dataset: Artifact, vectors:
 
     ``metrics.json``: means by split; test also by user activity and, as ``recall@K/group``, by item popularity.
     """
-    version = digest([model.version, settings.evaluate.model_dump(mode="json", exclude={"block_size"})])[:16]
+    chosen = settings.evaluate.model_dump(mode="json", exclude={"block_size", "model"})
+    version = digest([model.version, dataset.version, vectors.version, chosen])[:16]
     found = store.find("evaluations", settings.name, version)
     if found is not None:
         return found
+    _check_reads(model, vectors, dataset)
     data = load_dataset(dataset)
     user_UD, item_ID = represent(data, torch.from_numpy(load_vectors(vectors)).float(), model)
     metrics, test = measure(data, user_UD, item_ID, settings.evaluate)
-    popular = popularity(data)
-    metrics["baselines"] = {"most-popular": measure(data, *popular, settings.evaluate)[0]["test"]}
+    metrics["baselines"] = {"most-popular": measure(data, *popularity(data), settings.evaluate)[0]["test"]}
     draft = store.draft("evaluations", settings.name, version)
     draft.write_json("metrics.json", metrics)
     user_ids = data.user_ids.take(pa.array(test.users.numpy()))
@@ -477,10 +505,67 @@ def evaluate_model(store: Store, settings: Settings, dataset: Artifact, vectors:
     )
 
 
+def find_model(store: Store, settings: Settings) -> Artifact:
+    """Return the trained model that ``evaluate.model`` names.
+
+    Raises:
+        TrainingError: there is none.
+    """
+    name, _, version = settings.evaluate.model.partition("/")
+    found = store.find("models", name, version) if name and version else None
+    if found is None:
+        raise TrainingError(
+            f"{store.uri('models')}: no such model (got evaluate.model = {settings.evaluate.model}, expected "
+            "NAME/VERSION); jobs/train.py prints the place of the one it makes"
+        )
+    return found
+
+
+def _check_reads(model: Artifact, vectors: Artifact, dataset: Artifact) -> None:
+    """Refuse a model that reads other vectors, or that knows only the users and items it was trained on."""
+    own, given = model.summary["fingerprint"], vectors.summary["fingerprint"]
+    if own != given:
+        raise TrainingError(
+            f"{model.uri}: was trained on vectors of another encoder (got {json.dumps(given, sort_keys=True)}, "
+            f"expected {json.dumps(own, sort_keys=True)}); set the encoder settings as the model's were"
+        )
+    trained_on = model.manifest["inputs"]["dataset"]
+    if model.settings["model"]["kind"] == "id" and trained_on != dataset.uri:
+        raise TrainingError(
+            f"{model.uri}: holds ID embeddings, which know only {trained_on} (got {dataset.uri}); "
+            "zero-shot needs a model.kind = alpharec"
+        )
+
+
 def measure(
     dataset: Dataset, user_UD: Tensor, item_ID: Tensor, settings: EvaluateSettings
 ) -> tuple[dict[str, Any], Evaluation]:
-    """Return metrics by split and group, and test's per-user values. Shapes: user_UD [U, D], item_ID [I, D]."""
+    """Return metrics by split and group, and test's per-user values. Shapes: user_UD [U, D], item_ID [I, D].
+
+    In a mix every user is ranked over the items of its own dataset; each dataset has its metrics under ``domains``.
+    """
+    if not dataset.domains:
+        metrics, found = _measure(dataset, user_UD, item_ID, settings)
+        return metrics, found["test"]
+    metrics, parts = {"domains": {}}, []
+    for domain in dataset.domains:
+        users, items = slice(domain.first_user, domain.end_user), slice(domain.first_item, domain.end_item)
+        metrics["domains"][domain.name], found = _measure(dataset.of(domain), user_UD[users], item_ID[items], settings)
+        parts.append({name: Evaluation(of.users + users.start, of.values) for name, of in found.items()})
+    joined = {split: _join([part[split] for part in parts]) for split in ("valid", "test")}
+    return metrics | {split: found.means() for split, found in joined.items()}, joined["test"]
+
+
+def _join(found: list[Evaluation]) -> Evaluation:
+    """Put evaluations of different users together, with the metrics that all of them have."""
+    names = [name for name in found[0].values if all(name in other.values for other in found)]
+    values = {name: torch.cat([part.values[name] for part in found]) for name in names}
+    return Evaluation(torch.cat([part.users for part in found]), values)
+
+
+def _measure(
+    dataset: Dataset, user_UD: Tensor, item_ID: Tensor, settings: EvaluateSettings
+) -> tuple[dict[str, Any], dict[str, Evaluation]]:
     train = _lists([dataset.train], 0, dataset.num_users)
     items, users = item_popularity_groups(train, dataset.num_items), user_activity_groups(train)
     found = {}
@@ -491,7 +576,7 @@ def measure(
         )
     test = found["test"]
     groups = {users.labels[group]: means for group, means in test.by_group(users.index[test.users]).items()}
-    return {"valid": found["valid"].means(), "test": test.means(), "test_by_user_activity": groups}, test
+    return {"valid": found["valid"].means(), "test": test.means(), "test_by_user_activity": groups}, found
 
 
 @torch.no_grad()
@@ -516,6 +601,7 @@ def build_graph(dataset: Dataset) -> InteractionGraph:
         torch.from_numpy(dataset.train.items),
         num_users=dataset.num_users,
         num_items=dataset.num_items,
+        domains=[(domain.first_user, domain.first_item) for domain in dataset.domains],
     )
 
 
@@ -546,11 +632,20 @@ def load_model(settings: Mapping[str, Any], weights: Mapping[str, Tensor]) -> tu
 
 
 def truth_and_seen(
-    pairs: Mapping[str, Pairs], split: str, settings: EvaluateSettings, *, first: int = 0, count: int
+    pairs: Mapping[str, Pairs],
+    split: str,
+    settings: EvaluateSettings,
+    *,
+    first: int = 0,
+    count: int,
+    first_item: int = 0,
 ) -> tuple[Lists, Lists]:
-    """Return a split's truth and the items masked when ranking for it, for users first..first+count-1."""
+    """Return a split's truth and the items masked when ranking for it, for users first..first+count-1.
+
+    Items are counted from ``first_item``.
+    """
     masked = [pairs[name] for name in masked_splits(split, settings)]
-    return _lists([pairs[split]], first, count), _lists(masked, first, count)
+    return _lists([pairs[split]], first, count, first_item), _lists(masked, first, count, first_item)
 
 
 def masked_splits(split: str, settings: EvaluateSettings) -> list[str]:
@@ -562,8 +657,8 @@ def masked_splits(split: str, settings: EvaluateSettings) -> list[str]:
     return [name for name in SPLITS if name != split] if both else ["train"]
 
 
-def _lists(splits: list[Pairs], first: int, count: int) -> Lists:
+def _lists(splits: list[Pairs], first: int, count: int, first_item: int = 0) -> Lists:
     users = torch.cat([torch.from_numpy(pairs.users) for pairs in splits]) - first
-    items = torch.cat([torch.from_numpy(pairs.items) for pairs in splits])
+    items = torch.cat([torch.from_numpy(pairs.items) for pairs in splits]) - first_item
     mine = (users >= 0) & (users < count)
     return Lists.from_pairs(users[mine], items[mine], count)

@@ -22,9 +22,11 @@ from alpharec.artifacts import Store
 from alpharec.catalog import (
     CatalogError,
     Dataset,
+    Domain,
     Pairs,
     build_dataset,
     core_mask,
+    find_prepared,
     format_report,
     load_dataset,
     normalize_title,
@@ -673,6 +675,47 @@ def test_a_setting_that_would_do_nothing_is_refused(
 
 def settings_for(folder: Path, seed: int = 101, **data: Any) -> Settings:
     return Settings.model_validate({"name": "tiny", "seed": seed, "data": {"path": str(folder), **data}})
+
+
+def test_a_mix_holds_its_datasets_one_after_the_other(tmp_path: Path) -> None:
+    for name, items in (("a", ITEMS), ("b", ITEMS + 'E,"E, of b alone"\n')):
+        (tmp_path / name).mkdir()
+        write(tmp_path / name, items_csv=items, interactions_csv=GIVEN)
+    own = {"split": "given", "split_column": "split"}
+    domains = {name: own | {"path": str(tmp_path / name)} for name in ("a", "b")}
+    store, settings = Store(str(tmp_path / "store")), Settings(name="both", data={"format": "mix", "domains": domains})  # type: ignore[arg-type]
+    assert find_prepared(store, settings) is None
+    artifact = prepare(store, settings)
+    assert prepare(store, settings).manifest == artifact.manifest
+    found = find_prepared(store, settings)
+    assert found is not None
+    assert found.uri == artifact.uri
+    data = load_dataset(artifact)
+    assert data.domains == (Domain("a", 0, 3, 0, 4), Domain("b", 3, 6, 4, 9))
+    assert data.item_ids.to_pylist()[3:6] == ["a/D", "b/A", "b/B"]
+    assert data.user_ids.to_pylist() == ["a/u1", "a/u3", "a/u2", "b/u1", "b/u3", "b/u2"]
+    for domain in data.domains:
+        alone, part = load_dataset(prepare(store, settings_for(tmp_path / domain.name, **own))), data.of(domain)
+        assert part.titles.to_pylist() == alone.titles.to_pylist()
+        for split, pairs in alone.splits.items():
+            assert np.array_equal(part.splits[split].users, pairs.users)
+            assert np.array_equal(part.splits[split].items, pairs.items)
+    assert artifact.read_json("report.json")["domains"]["b"]["items"] == 5
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"format": "mix"}, "data.format = mix and data.domains go together .got mix and none."),
+        ({"domains": {"a": {"path": "x"}}}, "go together .got table and a."),
+        ({"format": "mix", "domains": {"a/b": {"path": "x"}}}, "data.domains.a/b must be a plain dataset"),
+        ({"format": "mix", "domains": {"a": {"format": "mix"}}}, "data.domains.a must be a plain dataset"),
+        ({"format": "mix", "domains": {"a": {"pth": "x"}}}, "pth"),
+    ],
+)
+def test_a_mix_names_what_does_not_fit(data: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        DataSettings.model_validate(data)
 
 
 def long_pairs() -> str:

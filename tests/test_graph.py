@@ -357,6 +357,55 @@ def test_positives_are_seen_and_negatives_are_not(problem: tuple[Tensor, int, in
     assert not seen_BN[:, 1:].any()
 
 
+MIX = [(0, 0), (5, 4), (12, 10)]  # first user and first item of three datasets; 20 users, 17 items in all
+
+
+def mixed_seen() -> Tensor:
+    """Three datasets: users of one have items of it alone, and leave at least one unseen."""
+    seen_UI = torch.zeros(20, 17, dtype=torch.bool)
+    ends = [*MIX[1:], (20, 17)]
+    for number, ((user, item), (end_user, end_item)) in enumerate(zip(MIX, ends, strict=True)):
+        seen_UI[user:end_user, item:end_item] = random_seen(end_user - user, end_item - item, share=0.4, seed=number)
+        seen_UI[user:end_user, item] = False
+    return seen_UI
+
+
+def mixed_graph(seen_UI: Tensor) -> InteractionGraph:
+    users, items = seen_UI.nonzero(as_tuple=True)
+    return InteractionGraph(users, items, num_users=20, num_items=17, domains=MIX)
+
+
+def test_negatives_of_a_mix_are_all_the_unseen_items_of_the_own_dataset() -> None:
+    seen_UI = mixed_seen()
+    sampler, drawn = Sampler(mixed_graph(seen_UI), 3, 64, 9), torch.zeros(20, 17, dtype=torch.bool)
+    for step in range(60):
+        batch = sampler.draw(step)
+        assert seen_UI[batch.user_B, batch.item_BN[:, 0].long()].all()
+        drawn[batch.user_B[:, None], batch.item_BN[:, 1:].long()] = True
+    expected = torch.zeros(20, 17, dtype=torch.bool)
+    for (user, item), (end_user, end_item) in zip(MIX, [*MIX[1:], (20, 17)], strict=True):
+        expected[user:end_user, item:end_item] = ~seen_UI[user:end_user, item:end_item]
+    expected[seen_UI.sum(1) == 0] = False  # without a train item a user is never drawn
+    assert torch.equal(drawn, expected)
+
+
+def test_a_user_with_all_items_of_its_own_dataset_is_refused() -> None:
+    seen_UI = mixed_seen()
+    seen_UI[6, 4:10] = True
+    with pytest.raises(ValueError, match="user 6 has every item in train"):
+        Sampler(mixed_graph(seen_UI), 3, 64, 9)
+
+
+def test_users_drawn_by_interactions_come_as_often_as_they_have_items() -> None:
+    seen_UI = random_seen(12, 20)
+    graph = graph_of(seen_UI)
+    epoch = Sampler(graph, 5, graph.num_interactions, 2, by_interactions=True).draw(0)
+    assert torch.equal(torch.bincount(epoch.user_B, minlength=12), seen_UI.sum(1))
+    alike = torch.bincount(Sampler(graph, 5, graph.num_interactions, 2).draw(0).user_B, minlength=12)
+    there = alike[seen_UI.any(1)]
+    assert there.max() - there.min() <= 1
+
+
 @settings(max_examples=30, deadline=None)
 @given(problem=problems(), step=st.integers(0, 1000))
 def test_workers_share_one_batch(problem: tuple[Tensor, int, int, int], step: int) -> None:

@@ -18,10 +18,21 @@ import torch
 
 from alpharec.artifacts import Artifact, Store
 from alpharec.catalog import Dataset, Pairs, load_dataset, prepare
-from alpharec.config import Settings
+from alpharec.config import DataSettings, Settings
 from alpharec.graph import Part
 from alpharec.ranking import evaluate
-from alpharec.train import Training, TrainingError, evaluate_model, fit, model_version, popularity, truth_and_seen
+from alpharec.train import (
+    Training,
+    TrainingError,
+    evaluate_model,
+    find_model,
+    fit,
+    measure,
+    model_version,
+    popularity,
+    truth_and_seen,
+)
+from alpharec.vectors import load_vectors, vector_column
 
 USERS, ITEMS, WIDTH = 40, 60, 16
 KILL_TIMEOUT_S = 240
@@ -218,6 +229,87 @@ def test_most_popular_ranks_by_train_interactions() -> None:
     truth, seen = truth_and_seen(dataset.splits, "test", Settings().evaluate, count=3)
     # User 1 has seen item 2 and item 1: item 0, never bought, is all that is left.
     assert evaluate(user_UD, item_ID, truth=truth, seen=seen, ks=(1,)).values["recall@1"].tolist() == [1.0]
+
+
+# ---------------------------------------------------------------- several datasets, and datasets never trained on
+
+
+def write_mix(folder: Path) -> tuple[Settings, Store, Artifact, Artifact]:
+    """Mix the checkerboard with a smaller one whose item ids are the same; one title vector for each of both."""
+    settings = make_settings(folder)
+    store, _, vectors = make_inputs(folder, settings)
+    (folder / "few.csv").write_text("item_id,title\n" + "".join(f"i{i},few {i}\n" for i in range(20)))
+    pairs = [(u, i) for u in range(10) for i in range(20) if u % 2 == i % 2 and (u + i) % 3]
+    (folder / "few-pairs.csv").write_text("user_id,item_id\n" + "".join(f"u{u},i{i}\n" for u, i in pairs))
+    few = {"path": str(folder), "items": "few.csv", "interactions": "few-pairs.csv"}
+    board = settings.data.model_dump(exclude_unset=True)
+    data = DataSettings(format="mix", domains={"board": board, "few": few})
+    mixed = settings.model_copy(update={"name": "mixed", "data": data})
+    both_IT = np.concatenate([load_vectors(vectors), load_vectors(vectors)[:20]])
+    draft = store.draft("vectors", "mixed", "by-hand")
+    draft.write_table("items.parquet", pa.table({"item_id": map(str, range(80)), "shard": [0] * 80, "row": range(80)}))
+    draft.write_table("vectors-00000.parquet", pa.table({"vector": vector_column(both_IT)}))
+    made = draft.commit(settings={}, inputs={}, summary={"items": 80, "width": WIDTH, "fingerprint": {}})
+    return mixed, store, prepare(store, mixed), made
+
+
+def test_a_mix_is_ranked_dataset_by_dataset(tmp_path: Path) -> None:
+    settings, _, dataset, vectors = write_mix(tmp_path)
+    training, data = Training.build(settings, dataset, vectors), load_dataset(dataset)
+    for _ in range(20):
+        training.step()
+    representations = training.represent()
+    metrics, test = measure(data, *representations, settings.evaluate)
+    own = {}
+    for domain in data.domains:
+        users, items = slice(domain.first_user, domain.end_user), slice(domain.first_item, domain.end_item)
+        sides = representations[0][users], representations[1][items]
+        own[domain.name] = measure(data.of(domain), *sides, settings.evaluate)
+        assert metrics["domains"][domain.name] == own[domain.name][0]
+    recalls = torch.cat([found.values["recall@5"] for _, found in own.values()])
+    assert torch.equal(test.values["recall@5"], recalls)
+    assert metrics["test"]["recall@5"] == pytest.approx(float(recalls.mean()), abs=1e-12)
+    assert training.selection.score(*representations) == pytest.approx(metrics["valid"]["recall@5"], abs=1e-12)
+    # Items of the other dataset would fill some of the lists otherwise.
+    truth, seen = truth_and_seen(data.splits, "test", settings.evaluate, count=data.num_users)
+    unmasked = evaluate(*representations, truth=truth, seen=seen, ks=(5,)).means()["recall@5"]
+    assert unmasked < metrics["test"]["recall@5"]
+
+
+def test_a_model_ranks_a_dataset_it_was_never_trained_on(
+    inputs: tuple[Store, Artifact, Artifact], tmp_path: Path
+) -> None:
+    store, dataset, vectors = inputs
+    mixed, _, other, other_vectors = write_mix(tmp_path / "mix")
+    settings = make_settings(tmp_path)
+
+    def committed(settings: Settings, weights: Any, fingerprint: dict[str, int]) -> Artifact:
+        draft = store.draft("models", "mixed", model_version(settings, other, other_vectors) + str(len(fingerprint)))
+        draft.write_tensors("model.safetensors", weights)
+        return draft.commit(
+            settings=settings.model_dump(mode="json", exclude={"recommend", "ray", "storage"}),
+            inputs={"dataset": other, "vectors": other_vectors},
+            summary={"fingerprint": fingerprint},
+        )
+
+    training = Training.build(mixed, other, other_vectors)
+    list(training.run())
+    model = committed(mixed, training.state.best_weights, {})
+    named = settings.model_copy(
+        update={"evaluate": settings.evaluate.model_copy(update={"model": f"mixed/{model.version}"})}
+    )
+    assert find_model(store, named).uri == model.uri
+    evaluation = evaluate_model(store, named, dataset, vectors, model)
+    metrics = evaluation.read_json("metrics.json")
+    assert evaluation.summary["recall@5"] > 1.3 * metrics["baselines"]["most-popular"]["recall@5"]
+    with pytest.raises(TrainingError, match=r"vectors of another encoder.*set the encoder settings"):
+        evaluate_model(store, named, dataset, vectors, committed(mixed, training.state.best_weights, {"width": 3}))
+    ids = mixed.model_copy(update={"model": mixed.model.model_copy(update={"kind": "id"})})
+    with pytest.raises(TrainingError, match=r"ID embeddings, which know only .*zero-shot needs"):
+        evaluate_model(store, named, dataset, vectors, committed(ids, training.state.best_weights, {}))
+    nowhere = named.evaluate.model_copy(update={"model": "mixed"})
+    with pytest.raises(TrainingError, match=r"no such model .got evaluate.model = mixed, expected NAME/VERSION"):
+        find_model(store, named.model_copy(update={"evaluate": nowhere}))
 
 
 @pytest.fixture(scope="module")

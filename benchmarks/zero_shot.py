@@ -1,0 +1,103 @@
+"""Train on some datasets, rank others that the model never saw: its weights stay as they are.
+
+    python benchmarks/zero_shot.py --train amazon-games amazon-toys --test ml-1m --epochs 15
+    python benchmarks/zero_shot.py --train ml-1m --test amazon-games amazon-toys --epochs 15
+
+Beside it, on each dataset: most popular, and title vectors propagated without any training (rounds chosen on the
+validation split). Users weigh alike (``--users-drawn uniformly``, as the paper) or by their interactions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import warnings
+from typing import Any
+
+import torch
+from common import CONFIGS, ROOT, print_result, settings_arguments
+
+from alpharec.baselines import text_neighbors
+from alpharec.catalog import load_dataset
+from alpharec.config import Settings, load_settings
+from alpharec.pipeline import run_stages
+from alpharec.runtime import show_progress
+from alpharec.train import build_graph, measure
+from alpharec.vectors import load_vectors
+
+METRICS = ("recall@20", "ndcg@20", "hr@20")
+
+
+def mixed(given: Any) -> Settings:
+    """Return settings that train on all of the datasets; their vectors are those of a line of their own."""
+    names, options = given.train, {"storage": given.storage}
+    singles = {name: load_settings(settings_arguments(name, given.data, **options)) for name in names}
+    train = ["--train.max-epochs", given.epochs, "--train.patience", 3, "--train.users-drawn", given.users_drawn]
+    train += ["--evaluate.valid-mask", "train+test", "--model.hidden-width", given.hidden]
+    train += ["--train.temperature", given.temperature, "--seed", given.seed, "--storage", given.storage]
+    with tempfile.NamedTemporaryFile("w", suffix=".toml") as config:
+        for name in names:
+            data = singles[name].data.model_dump(exclude_unset=True)
+            config.write("".join([f"[data.domains.{name}]\n", *(f"{key} = {json.dumps(data[key])}\n" for key in data)]))
+        config.flush()
+        line = ["--config", config.name, "--name", "-and-".join(names), "--data.format", "mix"]
+        return load_settings([*line, *map(str, train)])
+
+
+def rank_untrained(settings: Settings) -> dict[str, Any]:
+    """Return most popular and the propagation of title vectors; the number of rounds is the validation split's best."""
+    done = run_stages(settings, "embed")
+    data, item_IT = load_dataset(done["prepare"]), torch.from_numpy(load_vectors(done["embed"])).float()
+    graph, tried = build_graph(data), {}
+    for num_layers in range(1, 7):
+        tried[num_layers] = measure(data, *text_neighbors(item_IT, graph, num_layers=num_layers), settings.evaluate)[0]
+    best = max(tried, key=lambda num_layers: tried[num_layers]["valid"]["recall@20"])
+    return {"num_layers": best} | {name: round(tried[best]["test"][name], 4) for name in METRICS}
+
+
+def main() -> None:
+    """Train once, evaluate everywhere."""
+    arguments = argparse.ArgumentParser(description="Test metrics on datasets that were never trained on.")
+    arguments.add_argument("--train", nargs="+", required=True, choices=CONFIGS)
+    arguments.add_argument("--test", nargs="+", required=True, choices=CONFIGS)
+    arguments.add_argument("--data", default=str(ROOT / "../shared/data"), help="folder of the datasets' folders")
+    arguments.add_argument("--hidden", type=int, default=1536)
+    arguments.add_argument("--epochs", type=int, default=15)
+    arguments.add_argument("--seed", type=int, default=101)
+    arguments.add_argument("--temperature", type=float, default=0.15, help="the paper's for its mix of datasets")
+    arguments.add_argument("--users-drawn", default="uniformly", choices=["uniformly", "by-interactions"])
+    arguments.add_argument("--storage", default=str(ROOT / "store/benchmarks"))
+    given = arguments.parse_args()
+    warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+    show_progress()
+    trained = run_stages(mixed(given), "evaluate")
+    model = trained["train"]
+    found = {}
+    for name in given.test:
+        options = {"storage": given.storage, "evaluate__model": f"{model.name}/{model.version}"}
+        options["evaluate__valid_mask"] = "train+test"
+        settings = load_settings(settings_arguments(name, given.data, **options))
+        metrics = run_stages(settings, "evaluate")["evaluate"].read_json("metrics.json")
+        found[name] = {
+            "alpharec": {metric: round(metrics["test"][metric], 4) for metric in METRICS},
+            "most-popular": {metric: round(metrics["baselines"]["most-popular"][metric], 4) for metric in METRICS},
+            "propagated titles": rank_untrained(settings),
+        }
+    own = trained["evaluate"].read_json("metrics.json")
+    print_result(
+        train=given.train,
+        users_drawn=given.users_drawn,
+        hidden=given.hidden,
+        epochs=model.summary["epochs"],
+        best_epoch=model.summary["best_epoch"],
+        seconds=model.summary["seconds"],
+        zero_shot=found,
+        trained_on={
+            name: {metric: round(of["test"][metric], 4) for metric in METRICS} for name, of in own["domains"].items()
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()

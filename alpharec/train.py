@@ -24,8 +24,11 @@ import ray.train.collective
 import ray.train.torch
 import safetensors.torch
 import torch
+import torch.nn.functional as F
+from matplotlib.figure import Figure
 from torch import Tensor
 
+from alpharec import report
 from alpharec.artifacts import Artifact, Store, digest
 from alpharec.baselines import IdEmbeddings
 from alpharec.catalog import SPLITS, Dataset, Pairs, domains_of, load_dataset, read_degrees, read_pairs
@@ -50,6 +53,9 @@ DECIDES: Any = {
     },
     "evaluate": {"select_k", "valid_mask"},
 }  # fmt: skip
+
+
+MAPPED, NAMED = 2000, 25  # items on the map of an evaluation, and those whose titles are written there
 
 
 class TrainingError(RuntimeError):
@@ -482,6 +488,7 @@ def evaluate_model(store: Store, settings: Settings, dataset: Artifact, vectors:
     """Return a model's evaluation on valid and test, beside most-popular; ``per_user.parquet`` has each user's values.
 
     ``metrics.json``: means by split; test also by user activity and, as ``recall@K/group``, by item popularity.
+    ``report.html``: the same as figures, the learning curve, and a map of the items before and after training.
     """
     chosen = settings.evaluate.model_dump(mode="json", exclude={"block_size", "model"})
     version = digest([model.version, dataset.version, vectors.version, chosen])[:16]
@@ -489,12 +496,13 @@ def evaluate_model(store: Store, settings: Settings, dataset: Artifact, vectors:
     if found is not None:
         return found
     _check_reads(model, vectors, dataset)
-    data = load_dataset(dataset)
-    user_UD, item_ID = represent(data, torch.from_numpy(load_vectors(vectors)).float(), model)
+    data, item_IT = load_dataset(dataset), torch.from_numpy(load_vectors(vectors)).float()
+    user_UD, item_ID = represent(data, item_IT, model)
     metrics, test = measure(data, user_UD, item_ID, settings.evaluate)
     metrics["baselines"] = {"most-popular": measure(data, *popularity(data), settings.evaluate)[0]["test"]}
     draft = store.draft("evaluations", settings.name, version)
     draft.write_json("metrics.json", metrics)
+    draft.write_bytes("report.html", _evaluation_page(data, model, metrics, item_IT, item_ID).encode())
     user_ids = data.user_ids.take(pa.array(test.users.numpy()))
     columns = {name: values.float().numpy() for name, values in test.values.items()}
     draft.write_table("per_user.parquet", pa.table({"user_id": user_ids, **columns}))
@@ -503,6 +511,47 @@ def evaluate_model(store: Store, settings: Settings, dataset: Artifact, vectors:
         inputs={"dataset": dataset, "vectors": vectors, "model": model},
         summary=metrics["test"],
     )
+
+
+def _evaluation_page(data: Dataset, model: Artifact, metrics: dict[str, Any], item_IT: Tensor, item_ID: Tensor) -> str:
+    """Return figures of an evaluation. Shapes: title vectors item_IT [I, T], representations item_ID [I, D]."""
+    history, test = model.read_json("history.json"), metrics["test"]
+    select = next(name for name in model.summary if "_recall@" in name)
+    recall = f"recall@{select.rpartition('@')[2]}"
+    figures = {}
+    for name in ("loss", select):
+        entries = [entry for entry in history if name in entry]
+        curve = [entry["epoch"] for entry in entries], [entry[name] for entry in entries]
+        figures[f"{name} by epoch"] = report.lines({name: curve}, x="epoch", y=name)
+    activity = metrics.get("test_by_user_activity", {})
+    if activity:
+        values = [found.get(recall, 0.0) for found in activity.values()]
+        figures[f"test {recall} by the user's train interactions"] = report.bars(list(activity), {"": values}, y=recall)
+    popularity = {name.partition("/")[2]: test[name] for name in test if name.startswith(f"{recall}/")}
+    if popularity:
+        figures[f"test {recall} by the item's popularity"] = report.bars(
+            list(popularity), {"": list(popularity.values())}, y=recall
+        )
+    figures["items, most popular named: first two principal components"] = _map(data, item_IT, item_ID)
+    baselines = metrics["baselines"]
+    shown = [name for name in test if name.partition("@")[0] in ("recall", "ndcg", "hr") and "/" not in name]
+    rows = [
+        {"model": name} | {metric: found[metric] for metric in shown if metric in found}
+        for name, found in ({f"{model.name} {model.version}": test} | baselines).items()
+    ]
+    return report.page(f"Evaluation of {model.name} {model.version}", metrics, figures, rows)
+
+
+def _map(data: Dataset, item_IT: Tensor, item_ID: Tensor) -> Figure:
+    """Return the most popular items in the plane, by their title vectors and by their representations."""
+    order = torch.argsort(popularity(data)[1][:, 0], descending=True, stable=True)[:MAPPED]
+    panels = {}
+    for title, rows in (("title vectors", item_IT[order]), ("representations", item_ID[order])):
+        centred = (rows - rows.mean(0)).double()
+        left, size, _ = torch.linalg.svd(centred, full_matrices=False)
+        place = F.pad(left[:, :2] * size[:2], (0, max(0, 2 - left.shape[1])))
+        panels[title] = place[:, 0].tolist(), place[:, 1].tolist()
+    return report.points(panels, names=[str(data.titles[item]) for item in order[:NAMED].tolist()])
 
 
 def find_model(store: Store, settings: Settings) -> Artifact:

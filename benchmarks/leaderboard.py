@@ -3,7 +3,8 @@
     python benchmarks/leaderboard.py --dataset ml-1m --models closed                    # under 8 minutes
     python benchmarks/leaderboard.py --dataset amazon-games --models mf,lightgcn,alpharec --seeds 3 --hidden 108
 
-Closed forms walk their grid; trained models take AlphaRec's batches, loss and temperature ("-bpr": BPR, one negative).
+Closed forms walk their grid. Trained models are the presets of the settings: AlphaRec and its ablations, and ID models,
+which take AlphaRec's batches, loss and temperature ("-bpr": BPR, one negative).
 Where AlphaRec runs, each other model is compared with it by a paired t-test on the users' test Recall@20.
 """
 
@@ -23,25 +24,20 @@ from common import ROOT, parser, print_result, settings_arguments
 from scipy.stats import ttest_rel
 from torch import Tensor
 
-from alpharec.artifacts import Artifact
-from alpharec.baselines import GraphFilter, IdEmbeddings, ease, text_neighbors
+from alpharec.artifacts import Artifact, Store
+from alpharec.baselines import GraphFilter, ease, text_neighbors
 from alpharec.catalog import Dataset, load_dataset
-from alpharec.config import Settings, load_settings
+from alpharec.config import PRESETS, Settings, load_settings
 from alpharec.pipeline import run_stages
+from alpharec.propagate import propagate
 from alpharec.ranking import Evaluation, Scores, evaluate, evaluate_scores
 from alpharec.runtime import show_progress
-from alpharec.train import Selection, Training, build_graph, popularity, truth_and_seen
+from alpharec.train import Training, build_graph, popularity, truth_and_seen
 from alpharec.vectors import load_vectors
 
 METRICS = ("recall@20", "ndcg@20", "hr@20")
 CLOSED = ("most-popular", "text-neighbors", "text-propagation", "ease", "gf-cf")
-TRAINED: dict[str, dict[str, Any]] = {
-    "mf": {"model__num_layers": 0},
-    "mf-bpr": {"model__num_layers": 0, "train__loss": "bpr", "train__num_negatives": 1},
-    "lightgcn": {},
-    "lightgcn-bpr": {"train__loss": "bpr", "train__num_negatives": 1},
-    "alpharec": {},
-}
+TRAINED = ("alpharec", *(preset for preset in PRESETS if preset != "paper"))
 Candidate = tuple[dict[str, Any], Scores | tuple[Tensor, Tensor]]
 
 
@@ -105,21 +101,18 @@ class Board:
 
     def trained(self, name: str, seed: int) -> Training:
         """Return a run of a trained model, set up."""
-        ids = name != "alpharec"
         options: dict[str, Any] = {
+            "preset": "paper" if name == "alpharec" else name,
             "seed": seed,
             "train__max_epochs": self.given.epochs,
             "train__patience": self.given.patience,
-            "train__learning_rate": self.given.id_learning_rate if ids else None,
+            "train__temperature": self.given.temperature,
             "model__hidden_width": self.given.hidden,
         }
-        settings = self.settings(**options | TRAINED[name])
-        if not ids:
-            return Training.build(settings, self.prepared, self.embedded["embed"])
-        graph, width = build_graph(self.dataset), settings.model.width
-        sizes = (graph.num_users, graph.num_items)
-        model = IdEmbeddings(*sizes, width=width, num_layers=settings.model.num_layers, seed=seed)
-        return Training(settings, graph, None, model, Selection.build(settings, self.dataset.splits, graph))  # type: ignore[arg-type]
+        settings, vectors = self.settings(**options), self.embedded["embed"]
+        if settings.model.order == "propagate-first":
+            vectors = propagate(Store(settings.storage), settings, self.prepared, vectors)
+        return Training.build(settings, self.prepared, vectors)
 
 
 def run_closed(board: Board, name: str) -> tuple[dict[str, Any], Tensor]:
@@ -181,10 +174,10 @@ def main() -> None:
     arguments.add_argument("--epochs", type=int, default=75, help="at most")
     arguments.add_argument("--patience", type=int, default=3, help="validations without a better one, one in 5 epochs")
     arguments.add_argument("--hidden", type=int, default=None, help="alpharec's hidden width; unset: 1,536 for MiniLM")
-    arguments.add_argument("--id-learning-rate", type=float, default=1e-3)
+    arguments.add_argument("--temperature", type=float, default=None, help="of infonce; unset: the dataset's own")
     arguments.add_argument("--storage", default=str(ROOT / "store/benchmarks"))
     given = arguments.parse_args()
-    groups = {"closed": CLOSED, "trained": tuple(TRAINED), "all": (*CLOSED, *TRAINED)}
+    groups = {"closed": CLOSED, "trained": TRAINED, "all": (*CLOSED, *TRAINED)}
     names = groups.get(given.models, given.models.split(","))
     unknown = set(names) - set(groups["all"])
     if unknown:

@@ -16,7 +16,7 @@ MAY_IMPORT = {
     "sentence_transformers": {"encoders"},
     "pydantic": {"config"},
     "torch_geometric": {"graph"},
-    "matplotlib": {"report"},
+    "matplotlib": {"report", "train"},
 }
 
 

@@ -286,10 +286,11 @@ def test_a_model_ranks_a_dataset_it_was_never_trained_on(
     def committed(settings: Settings, weights: Any, fingerprint: dict[str, int]) -> Artifact:
         draft = store.draft("models", "mixed", model_version(settings, other, other_vectors) + str(len(fingerprint)))
         draft.write_tensors("model.safetensors", weights)
+        draft.write_json("history.json", training.state.history)
         return draft.commit(
             settings=settings.model_dump(mode="json", exclude={"recommend", "ray", "storage"}),
             inputs={"dataset": other, "vectors": other_vectors},
-            summary={"fingerprint": fingerprint},
+            summary={"fingerprint": fingerprint, "valid_recall@5": training.state.best_score},
         )
 
     training = Training.build(mixed, other, other_vectors)
@@ -329,6 +330,9 @@ def test_the_model_of_a_run_holds_its_best_epoch(undisturbed: tuple[Any, ...]) -
     evaluation = evaluate_model(store, settings, dataset, vectors, model)
     assert evaluation.read_json("metrics.json")["valid"]["recall@5"] == pytest.approx(max(scores), abs=1e-12)
     assert evaluation.read_table("per_user.parquet").num_rows == USERS
+    page = evaluation.read_bytes("report.html").decode()
+    assert page.count("<svg") == 5, "loss, validation, activity, popularity, map"
+    assert "title 1" in page
     assert fit(store, settings, dataset, vectors).manifest == model.manifest, "the same inputs find the model"
 
 

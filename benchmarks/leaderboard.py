@@ -4,7 +4,8 @@
     python benchmarks/leaderboard.py --dataset amazon-games --models mf,lightgcn,alpharec --seeds 3 --hidden 108
 
 Closed forms walk their grid. Trained models are the presets of the settings: AlphaRec and its ablations, and ID models,
-which take AlphaRec's batches, loss and temperature ("-bpr": BPR, one negative).
+which take AlphaRec's batches, loss and temperature ("-bpr": BPR, one negative). "alpharec-shuffled" is the control whose
+titles belong to other items.
 Where AlphaRec runs, each other model is compared with it by a paired t-test on the users' test Recall@20.
 """
 
@@ -17,6 +18,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,13 +33,14 @@ from alpharec.config import PRESETS, Settings, load_settings
 from alpharec.pipeline import run_stages
 from alpharec.propagate import propagate
 from alpharec.ranking import Evaluation, Scores, evaluate, evaluate_scores
+from alpharec.report import bars, lines, page
 from alpharec.runtime import show_progress
-from alpharec.train import Training, build_graph, popularity, truth_and_seen
+from alpharec.train import State, Training, build_graph, popularity, truth_and_seen
 from alpharec.vectors import load_vectors
 
 METRICS = ("recall@20", "ndcg@20", "hr@20")
 CLOSED = ("most-popular", "text-neighbors", "text-propagation", "ease", "gf-cf")
-TRAINED = ("alpharec", *(preset for preset in PRESETS if preset != "paper"))
+TRAINED = ("alpharec", "alpharec-shuffled", *(preset for preset in PRESETS if preset != "paper"))
 Candidate = tuple[dict[str, Any], Scores | tuple[Tensor, Tensor]]
 
 
@@ -102,7 +105,7 @@ class Board:
     def trained(self, name: str, seed: int) -> Training:
         """Return a run of a trained model, set up."""
         options: dict[str, Any] = {
-            "preset": "paper" if name == "alpharec" else name,
+            "preset": name if name in PRESETS else "paper",
             "seed": seed,
             "train__max_epochs": self.given.epochs,
             "train__patience": self.given.patience,
@@ -112,7 +115,11 @@ class Board:
         settings, vectors = self.settings(**options), self.embedded["embed"]
         if settings.model.order == "propagate-first":
             vectors = propagate(Store(settings.storage), settings, self.prepared, vectors)
-        return Training.build(settings, self.prepared, vectors)
+        training = Training.build(settings, self.prepared, vectors)
+        if name == "alpharec-shuffled":
+            order = torch.randperm(len(self.item_IT), generator=torch.Generator().manual_seed(0))
+            training.features = training.model.features(self.item_IT[order], training.graph)
+        return training
 
 
 def run_closed(board: Board, name: str) -> tuple[dict[str, Any], Tensor]:
@@ -160,7 +167,37 @@ def run_trained(board: Board, name: str) -> tuple[dict[str, Any], Tensor]:
     }
     result["valid_recall@20"] = [round(state.best_score, 4) for state in states]
     result["best_epoch"], result["epochs"] = [state.best_epoch for state in states], [state.epoch for state in states]
+    result["curve"] = curve(states[0])
     return result, torch.stack([test.values["recall@20"] for test in tests]).mean(0)
+
+
+def curve(state: State) -> list[tuple[int, float, float]]:
+    """Return epoch, seconds trained until then, and the validation score, at each validation."""
+    seconds, points = 0.0, []
+    for entry in state.history:
+        seconds += entry["seconds"]
+        if "valid_recall@20" in entry:
+            points.append((entry["epoch"], round(seconds, 1), round(entry["valid_recall@20"], 4)))
+    return points
+
+
+def write_page(path: Path, dataset: str, result: dict[str, Any]) -> None:
+    """Write the page: the table, the metrics as bars, and how fast the trained models get there."""
+    models = result["models"]
+    figures = {
+        f"test {metric}": bars(list(models), {"": [model[metric] for model in models.values()]}, y=metric)
+        for metric in METRICS
+    }
+    curves = {name: list(zip(*model["curve"], strict=True)) for name, model in models.items() if "curve" in model}
+    for place, axis in enumerate(("epoch", "seconds of training steps")):
+        if curves:
+            series = {name: (points[place], points[2]) for name, points in curves.items()}
+            figures[f"validation by {axis}, first seed"] = lines(series, x=axis, y="valid recall@20")
+    columns = [column for metric in METRICS for column in (metric, f"{metric}_std")]
+    rows = [{"model": name} | {column: model.get(column) for column in columns} for name, model in models.items()]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(page(f"Models on {dataset}", result, figures, rows))
+    print(f"page: {path}")
 
 
 def main() -> None:
@@ -176,6 +213,7 @@ def main() -> None:
     arguments.add_argument("--hidden", type=int, default=None, help="alpharec's hidden width; unset: 1,536 for MiniLM")
     arguments.add_argument("--temperature", type=float, default=None, help="of infonce; unset: the dataset's own")
     arguments.add_argument("--storage", default=str(ROOT / "store/benchmarks"))
+    arguments.add_argument("--page", default="", help="HTML file; unset: store/benchmarks/leaderboard-DATASET.html")
     given = arguments.parse_args()
     groups = {"closed": CLOSED, "trained": TRAINED, "all": (*CLOSED, *TRAINED)}
     names = groups.get(given.models, given.models.split(","))
@@ -195,13 +233,10 @@ def main() -> None:
         found = ttest_rel(recall["alpharec"].numpy(), recall[name].numpy())
         difference = float((recall["alpharec"] - recall[name]).mean())
         pairs[f"alpharec - {name}"] = {"recall@20": round(difference, 4), "p": float(f"{found.pvalue:.2g}")}
-    print_result(
-        dataset=given.dataset,
-        models=models,
-        paired_t_test=pairs,
-        users=len(next(iter(recall.values()))),
-        seeds=given.seeds,
-    )
+    users = len(next(iter(recall.values())))
+    result = {"models": models, "paired_t_test": pairs, "users": users, "seeds": given.seeds}
+    write_page(Path(given.page or ROOT / f"store/benchmarks/leaderboard-{given.dataset}.html"), given.dataset, result)
+    print_result(dataset=given.dataset, **result)
 
 
 if __name__ == "__main__":

@@ -4,8 +4,8 @@
     python benchmarks/leaderboard.py --dataset amazon-games --models mf,lightgcn,alpharec --seeds 3 --hidden 108
 
 Closed forms walk their grid. Trained models are the presets of the settings: AlphaRec and its ablations, and ID models,
-which take AlphaRec's batches, loss and temperature ("-bpr": BPR, one negative). "alpharec-shuffled" is the control whose
-titles belong to other items.
+which take AlphaRec's batches, loss and temperature ("-bpr": BPR, one negative). "alpharec-shuffled" is the control:
+titles of other items.
 Where AlphaRec runs, each other model is compared with it by a paired t-test on the users' test Recall@20.
 """
 

@@ -28,7 +28,16 @@ from torch import Tensor
 
 from alpharec.artifacts import Artifact, ArtifactError, Draft, Store, digest
 from alpharec.baselines import IdEmbeddings
-from alpharec.catalog import Dataset, InputFile, Pairs, load_dataset, open_table, read_new_items, read_user_lists
+from alpharec.catalog import (
+    Dataset,
+    InputFile,
+    Pairs,
+    domains_of,
+    load_dataset,
+    open_table,
+    read_new_items,
+    read_user_lists,
+)
 from alpharec.config import RecommendSettings, Settings
 from alpharec.embed import embed
 from alpharec.encoders import fingerprint
@@ -107,6 +116,12 @@ def publish(
         RecommendError: the artifacts do not belong together.
         ArtifactError: LATEST was moved by another run meanwhile.
     """
+    domains = [domain.name for domain in domains_of(dataset)]
+    if domains:
+        raise RecommendError(
+            f"{dataset.uri}: is a mix of {', '.join(domains)}, whose users have items of their own; publish each by its "
+            f"own data settings and --evaluate.model {model.name}/{model.version}"
+        )
     # Not of the model: one that was trained on other data serves this dataset too, as it was evaluated.
     _check_lineage(evaluation, dataset=dataset, vectors=vectors, model=model)
     version = digest([model.version, evaluation.version, BUNDLE_FORMAT])[:16]

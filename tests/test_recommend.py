@@ -93,7 +93,8 @@ def write_evaluation(store: Store, model: Artifact, recall: float = 0.5) -> Arti
     draft = store.draft("evaluations", "shop", f"{model.version[:8]}-{recall}")
     metrics = {"test": {"recall@5": recall}, "valid": {"recall@5": 0.6}}
     draft.write_json("metrics.json", metrics | {"baselines": {"most-popular": {"recall@5": 0.25}}})
-    return draft.commit(settings={}, inputs={"model": model}, summary=metrics["test"])
+    inputs = {role: model.manifest["inputs"][role] for role in ("dataset", "vectors")} | {"model": model}
+    return draft.commit(settings={}, inputs=inputs, summary=metrics["test"])
 
 
 @pytest.fixture(scope="module")
@@ -204,6 +205,14 @@ def test_artifacts_of_two_runs_are_not_published_together(shop: Shop) -> None:
     other = dataclasses.replace(shop.vectors, manifest=shop.vectors.manifest | {"version": "other"})
     with pytest.raises(RecommendError, match=r"was made from another vectors .*publish the artifacts of one run"):
         publish(shop.store, shop.settings, shop.dataset, other, shop.model, shop.evaluation)
+
+
+def test_a_mix_is_published_dataset_by_dataset(shop: Shop) -> None:
+    domain = {"name": "a", "first_user": 0, "end_user": 1, "first_item": 0, "end_item": 1}
+    summary = shop.dataset.summary | {"domains": [domain, domain | {"name": "b"}]}
+    mix = dataclasses.replace(shop.dataset, manifest=shop.dataset.manifest | {"summary": summary})
+    with pytest.raises(RecommendError, match=r"is a mix of a, b, .*--evaluate.model shop/"):
+        publish(shop.store, shop.settings, mix, shop.vectors, shop.model, shop.evaluation)
 
 
 # ---------------------------------------------------------------- lists for the bundle's users

@@ -119,8 +119,8 @@ def publish(
     domains = [domain.name for domain in domains_of(dataset)]
     if domains:
         raise RecommendError(
-            f"{dataset.uri}: is a mix of {', '.join(domains)}, whose users have items of their own; publish each by its "
-            f"own data settings and --evaluate.model {model.name}/{model.version}"
+            f"{dataset.uri}: is a mix of {', '.join(domains)}, whose users have items of their own; publish each by "
+            f"its own data settings and --evaluate.model {model.name}/{model.version}"
         )
     # Not of the model: one that was trained on other data serves this dataset too, as it was evaluated.
     _check_lineage(evaluation, dataset=dataset, vectors=vectors, model=model)

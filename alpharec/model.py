@@ -103,6 +103,11 @@ class TextFeatures:
             items.append(item_IT[rows].to(precision))
         return cls(torch.cat(items, 1), torch.cat(users, 1))
 
+    def to(self, device: torch.device) -> TextFeatures:
+        """Return the same on ``device``."""
+        user_UT = None if self.user_UT is None else self.user_UT.to(device)
+        return TextFeatures(self.item_ST.to(device), user_UT, self.whole)
+
     def divided(self, graph: InteractionGraph) -> TextFeatures:
         """Return the features with this worker's share of items alone."""
         return TextFeatures(self.item_ST[graph.part.rows(graph.num_items)], self.user_UT) if self.whole else self

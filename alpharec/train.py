@@ -443,6 +443,10 @@ class Ranked:
     truth: Lists
     seen: Lists
 
+    def to(self, device: torch.device) -> Ranked:
+        """Return the same on ``device``."""
+        return Ranked(self.users, self.items, self.truth.to(device), self.seen.to(device))
+
 
 @dataclass(frozen=True)
 class Selection:
@@ -459,17 +463,20 @@ class Selection:
     @classmethod
     def build(cls, settings: Settings, pairs: Mapping[str, Pairs], graph: InteractionGraph) -> Selection:
         """Take this worker's users from the splits that ``masked_splits`` names, and the one that picks the epoch."""
-        split, chosen, device = settings.train.select_on, settings.evaluate, graph.user_degree_U.device
+        split, chosen = settings.train.select_on, settings.evaluate
         own, ranked = (graph.first_user, graph.first_user + graph.num_local_users), []
         users = [*graph.domain_users.tolist(), graph.num_users]
         for domain, (item, size) in enumerate(
             zip(graph.domain_items.tolist(), graph.domain_sizes.tolist(), strict=True)
         ):
             first, end = (min(max(user, own[0]), own[1]) for user in users[domain : domain + 2])
-            lists = truth_and_seen(pairs, split, chosen, first=first, count=end - first, first_item=item)
-            truth, seen = (found.to(device) for found in lists)
+            truth, seen = truth_and_seen(pairs, split, chosen, first=first, count=end - first, first_item=item)
             ranked.append(Ranked(slice(first - own[0], end - own[0]), slice(item, item + size), truth, seen))
-        return cls(f"{split}_recall@{chosen.select_k}", ranked, graph.part, chosen)
+        return cls(f"{split}_recall@{chosen.select_k}", ranked, graph.part, chosen).to(graph.items.device)
+
+    def to(self, device: torch.device) -> Selection:
+        """Return the same with its lists on ``device``."""
+        return dataclasses.replace(self, ranked=[part.to(device) for part in self.ranked])
 
     def score(self, user_UD: Tensor, item_ID: Tensor) -> float:
         """Return the mean over all users with truth. Shapes: user_UD [U, D], item_ID [I, D]."""

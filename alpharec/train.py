@@ -12,7 +12,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -476,7 +476,7 @@ class Selection:
 
     def to(self, device: torch.device) -> Selection:
         """Return the same with its lists on ``device``."""
-        return dataclasses.replace(self, ranked=[part.to(device) for part in self.ranked])
+        return replace(self, ranked=[part.to(device) for part in self.ranked])
 
     def score(self, user_UD: Tensor, item_ID: Tensor) -> float:
         """Return the mean over all users with truth. Shapes: user_UD [U, D], item_ID [I, D]."""

@@ -346,7 +346,11 @@ class SearchSettings(Section):
         ge=1,
         description="trials at a time; they divide the CPUs, and with train.use_gpu the GPUs. Unset: one a GPU or CPU",
     )
-    grace_epochs: int = Field(20, ge=1, description="epochs before a trial may be stopped for being behind the others")
+    grace_epochs: int = Field(
+        20,
+        ge=1,
+        description="epochs before a trial may be stopped for being behind the others; never, with train.num_workers > 1",
+    )
 
     @field_validator("parameters")
     @classmethod

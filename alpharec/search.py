@@ -240,12 +240,7 @@ def _run(
                 metric="score",
                 mode="max",
                 search_alg=_searcher(settings, vectors.summary["width"]),
-                scheduler=ray.tune.schedulers.ASHAScheduler(
-                    time_attr="epoch",
-                    max_t=settings.train.max_epochs,
-                    grace_period=min(settings.search.grace_epochs, settings.train.max_epochs),
-                    reduction_factor=REDUCTION,
-                ),
+                scheduler=_scheduler(settings),
                 num_samples=settings.search.num_trials,
                 max_concurrent_trials=concurrency,
                 reuse_actors=True,
@@ -279,14 +274,28 @@ def _shares(settings: Settings) -> tuple[int, dict[str, float], int]:
         raise SearchError("train.use_gpu needs a cluster with GPUs (got none); leave it out to search on CPUs")
     if train.most_workers > 1:
         concurrency = min(chosen or 1, settings.search.num_trials)
-        # The trial itself only waits for its workers, who reserve what there is.
-        return concurrency, {"CPU": 0}, train.cpus_per_worker or cpus_each(concurrency * train.most_workers)
+        # The trial itself only waits for its workers, who reserve the CPUs; Tune wants it to reserve something.
+        return concurrency, {"memory": 1}, train.cpus_per_worker or cpus_each(concurrency * train.most_workers)
     concurrency = min(chosen or gpus or max(1, int(cluster["CPU"])), settings.search.num_trials)
     cpus = train.cpus_per_worker or cpus_each(concurrency)
     resources = {"CPU": float(cpus)}
     if gpus:
         resources["GPU"] = 1 / math.ceil(concurrency / gpus)
     return concurrency, resources, cpus
+
+
+def _scheduler(settings: Settings) -> Any:
+    """Return ASHA, or nothing where trials are runs of several workers.
+
+    Stopped from outside, such a run leaves its reservation of CPUs behind (Ray 2.60), and the next trial waits for ever.
+    """
+    if settings.train.most_workers > 1:
+        return None
+    epochs = settings.train.max_epochs
+    grace = min(settings.search.grace_epochs, epochs)
+    return ray.tune.schedulers.ASHAScheduler(
+        time_attr="epoch", max_t=epochs, grace_period=grace, reduction_factor=REDUCTION
+    )
 
 
 def _searcher(settings: Settings, text_width: int) -> Any:

@@ -349,7 +349,7 @@ class SearchSettings(Section):
     grace_epochs: int = Field(
         20,
         ge=1,
-        description="epochs before a trial may be stopped for being behind the others; never, with train.num_workers > 1",
+        description="epochs before a trial may be stopped for being behind the others; with several workers none is",
     )
 
     @field_validator("parameters")

@@ -72,7 +72,7 @@ def search(store: Store, settings: Settings, dataset: Artifact, vectors: Artifac
     connect(settings)
     sweep = f"{settings.name}-{version}"
     with store.lease("sweeps", f"{sweep}.lease", seconds=LEASE_S):
-        rows, curves = _run(store, settings, sweep, dataset, vectors)
+        rows, curves, concurrency = _run(store, settings, sweep, dataset, vectors)
     scored = [row for row in rows if row["score"] is not None]
     if not scored:
         raise SearchError(
@@ -80,7 +80,8 @@ def search(store: Store, settings: Settings, dataset: Artifact, vectors: Artifac
             f"try again, delete {store.uri('sweeps', sweep)}"
         )
     best = min(scored, key=lambda row: (-row["score"], row["trial"]))
-    summary = _summary(settings, sweep, rows, best) | {"seconds": round(time.monotonic() - started, 1)}
+    summary = _summary(settings, sweep, rows, best)
+    summary |= {"concurrency": concurrency, "seconds": round(time.monotonic() - started, 1)}
     draft = store.draft("searches", settings.name, version)
     winner = with_parameters(settings, {name: best[name] for name in chosen.parameters})
     draft.write_bytes("best.toml", (_header(summary) + to_toml(winner)).encode())
@@ -212,8 +213,11 @@ def _from_array(given: tuple[np.ndarray[Any, Any], bool]) -> Tensor:
 
 def _run(
     store: Store, settings: Settings, sweep: str, dataset: Artifact, vectors: Artifact
-) -> tuple[list[Row], dict[int, tuple[list[float], list[float]]]]:
-    """Run the trials, or those a stopped sweep left; return a row a trial, and its validation scores by epoch."""
+) -> tuple[list[Row], dict[int, tuple[list[float], list[float]]], int]:
+    """Run the trials, or those a stopped sweep left.
+
+    Returns a row a trial; by trial, its validated epochs and their scores; and how many ran at a time.
+    """
     # Interrupted, a search must not end as if it were done.
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
     # A snapshot of the sweep at each checkpoint is meant, however short the trials are.
@@ -262,7 +266,7 @@ def _run(
         epochs, scores, failure = _curve(result)
         curves[trial] = (epochs, scores)
         rows.append(_row(settings, trial, result, epochs, scores, failure))
-    return rows, curves
+    return rows, curves, concurrency
 
 
 def _shares(settings: Settings) -> tuple[int, dict[str, float], int]:
@@ -287,7 +291,7 @@ def _shares(settings: Settings) -> tuple[int, dict[str, float], int]:
 def _scheduler(settings: Settings) -> Any:
     """Return ASHA, or nothing where trials are runs of several workers.
 
-    Stopped from outside, such a run leaves its reservation of CPUs behind (Ray 2.60), and the next trial waits for ever.
+    Stopped from outside, such a run leaves its CPUs reserved (Ray 2.60), and the next trial waits for ever.
     """
     if settings.train.most_workers > 1:
         return None

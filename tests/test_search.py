@@ -158,8 +158,6 @@ def test_a_trial_of_two_workers_scores_as_one_of_one(searched: tuple[Any, ...], 
     inputs = make_inputs(tmp_path, settings)
     (row,) = rows_of(search(inputs[0], settings, *inputs[1:]))
     assert (row["epochs"], row["state"]) == (2, "ended")
-    states = [group["state"] for group in ray.util.placement_group_table().values()]
-    assert set(states) <= {"REMOVED"}, "a trial left CPUs reserved"
     alone = Training.build(make_search(tmp_path, {"max_epochs": 2}), *inputs[1:])
     list(alone.run())
     # Sums in another order may swap two items of nearly the same score: one of 5 places of one of 40 users.

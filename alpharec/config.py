@@ -6,7 +6,7 @@ import sys
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import (
@@ -328,6 +328,78 @@ class EvaluateSettings(Section):
         return self
 
 
+class SearchRange(Section):
+    """Values from ``low`` to ``high``, both possible; drawn evenly, or with ``log`` evenly in the logarithm."""
+
+    low: float
+    high: float
+    log: bool = False
+
+
+# What a search may choose; title vectors, the graph and the validation lists do not depend on it, so trials share them.
+SEARCHABLE: dict[str, type[Section]] = {
+    **dict.fromkeys(("model.num_layers", "model.hidden_width", "model.width"), ModelSettings),
+    **dict.fromkeys(
+        ("train.temperature", "train.learning_rate", "train.num_negatives", "train.batch_size"), TrainSettings
+    ),
+}
+
+
+def _check_value(name: str, value: float) -> float:
+    """Return a searched value as its own setting takes it."""
+    field = name.partition(".")[2]
+    try:
+        return cast(float, getattr(SEARCHABLE[name].model_validate({field: value}), field))
+    except ValidationError as error:
+        raise ValueError(f"{name} cannot be {value:g}: {error.errors()[0]['msg']}; change search.parameters") from None
+
+
+class SearchSettings(Section):
+    """Ray Tune: tune/search.py. A trial is a train job of the settings above, ``train.max_epochs`` at most."""
+
+    num_trials: int = Field(30, ge=1, description="trials; the first are the settings themselves and the paper's taus")
+    parameters: dict[str, SearchRange | tuple[float, ...]] = Field(
+        {
+            "train.temperature": SearchRange(low=0.05, high=0.5, log=True),
+            "train.learning_rate": SearchRange(low=1e-4, high=5e-3, log=True),
+            "train.num_negatives": SearchRange(low=64, high=1024, log=True),
+            "model.num_layers": SearchRange(low=1, high=4),
+            "model.hidden_width": SearchRange(low=108, high=3072, log=True),
+        },
+        description="what is searched: setting -> {low, high, log} or a list of values",
+    )
+    concurrency: int | None = Field(
+        None,
+        ge=1,
+        description="trials at a time; they divide the CPUs, and with train.use_gpu the GPUs. Unset: one a GPU or CPU",
+    )
+    grace_epochs: int = Field(
+        20,
+        ge=1,
+        description="epochs before a trial may be stopped for being behind the others; with several workers none is",
+    )
+
+    @field_validator("parameters")
+    @classmethod
+    def _check_parameters(cls, given: dict[str, Any]) -> dict[str, Any]:
+        unknown = sorted(given.keys() - SEARCHABLE.keys())
+        if unknown or not given:
+            raise ValueError(f"must be some of {', '.join(SEARCHABLE)} (got {', '.join(unknown) or 'nothing'})")
+        for name, space in given.items():
+            if isinstance(space, SearchRange):
+                low, high = _check_value(name, space.low), _check_value(name, space.high)
+                if low >= high or (space.log and low <= 0):
+                    raise ValueError(
+                        f"{name} needs low < high, and with log low > 0 (got low = {low:g}, high = {high:g}); "
+                        "change search.parameters, or leave it out to keep the setting"
+                    )
+            elif len(set(space)) != len(space) or not space:
+                raise ValueError(f"{name} needs one or more different values (got {space}); change search.parameters")
+            else:
+                given[name] = tuple(_check_value(name, value) for value in space)
+        return given
+
+
 class RecommendSettings(Section):
     """Lists for users of the bundle, for new users, and with new items."""
 
@@ -383,6 +455,7 @@ class Settings(BaseSettings):
     model: ModelSettings = ModelSettings()
     train: TrainSettings = TrainSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
+    search: SearchSettings = SearchSettings()
     recommend: RecommendSettings = RecommendSettings()
     ray: RaySettings = RaySettings()
 

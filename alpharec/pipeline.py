@@ -16,6 +16,7 @@ from alpharec.encoders import EncoderError, fingerprint
 from alpharec.estimate import DEVICES, EstimateError, estimate, format_estimate, size_of
 from alpharec.recommend import RecommendError, publish, recommend
 from alpharec.runtime import show_progress
+from alpharec.search import SearchError, format_search, search
 from alpharec.train import TrainingError, evaluate_model, find_model, fit
 from alpharec.vectors import collect_garbage, export, line_of, verify
 
@@ -56,6 +57,7 @@ EXPECTED = (
     EmbedError,
     EstimateError,
     TrainingError,
+    SearchError,
     RecommendError,
     OSError,
 )
@@ -63,7 +65,10 @@ EXPECTED = (
 
 # Which stages a job asks for. Recommending needs a published bundle, not the data it was made from.
 JOBS = {name: list(STAGES)[: position + 1] for position, name in enumerate(STAGES)}
-JOBS |= {"recommend": ["recommend"], "pipeline": list(STAGES)}
+JOBS |= {"recommend": ["recommend"], "pipeline": list(STAGES), "search": ["prepare", "embed", "search"]}
+
+# Beside the flow: what it finds is passed to the train job by hand.
+STAGES["search"] = lambda store, settings, done: search(store, settings, done["prepare"], done["embed"])
 
 
 def run_stages(settings: Settings, job: str) -> Done:
@@ -94,13 +99,15 @@ def main(job: str) -> None:
     """Run a job from the command line and print where its result is; exit 1 with the reason on failure."""
     show_progress()
     try:
-        done = run_stages(load_settings(prog=f"jobs/{job}.py"), job)
+        done = run_stages(load_settings(prog=f"{'tune' if job == 'search' else 'jobs'}/{job}.py"), job)
     except EXPECTED as error:
         sys.exit(f"{job}: {error}")
     if job in ("prepare", "pipeline"):
         print(format_report(done["prepare"].read_json("report.json")))
     if "evaluate" in done:
         print(format_metrics(done["evaluate"]))
+    if "search" in done:
+        print(format_search(done["search"]))
     if "recommend" in done and "prepare" in done:
         print(format_lists(done["prepare"], done["recommend"]))
     print("\n".join(f"{stage:>10}: {artifact.uri}" for stage, artifact in done.items()))

@@ -11,7 +11,7 @@ import os
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -82,9 +82,7 @@ def fit(store: Store, settings: Settings, dataset: Artifact, vectors: Artifact) 
         return found
     run = settings.train.run or f"{settings.name}-{version}"
     _claim_run(store, run, version, settings, vectors)
-    propagates_first = settings.model.order == "propagate-first"
-    source = propagate(store, settings, dataset, vectors) if propagates_first else vectors
-    result = _run_workers(store, settings, run, dataset, source)
+    result = run_workers(store, settings, run, dataset, source_vectors(store, settings, dataset, vectors))
     if result.return_value:
         raise TrainingError(f"run {run}: {result.return_value}")
     draft = store.draft("models", settings.name, version)
@@ -105,6 +103,12 @@ def fit(store: Store, settings: Settings, dataset: Artifact, vectors: Artifact) 
             "seconds": round(sum(entry["seconds"] for entry in state.history), 1),
         },
     )
+
+
+def source_vectors(store: Store, settings: Settings, dataset: Artifact, vectors: Artifact) -> Artifact:
+    """Return what the model reads: the title vectors, propagated where it wants them so."""
+    propagates_first = settings.model.order == "propagate-first"
+    return propagate(store, settings, dataset, vectors) if propagates_first else vectors
 
 
 def _claim_run(store: Store, run: str, version: str, settings: Settings, vectors: Artifact) -> None:
@@ -129,8 +133,19 @@ def _claim_run(store: Store, run: str, version: str, settings: Settings, vectors
         )
 
 
-def _run_workers(store: Store, settings: Settings, run: str, dataset: Artifact, vectors: Artifact) -> Any:
-    """Train on Ray; ``vectors`` are title vectors, propagated ones where the model wants those."""
+def run_workers(
+    store: Store,
+    settings: Settings,
+    run: str,
+    dataset: Artifact,
+    vectors: Artifact,
+    callbacks: Sequence[ray.train.UserCallback] = (),
+) -> Any:
+    """Train on Ray Train and return its result; ``vectors``: ``source_vectors``.
+
+    Raises:
+        TrainingError: workers keep failing.
+    """
     train = settings.train
     # An epoch's report waits for the controller's next look at its workers, by default 2 s apart.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
@@ -155,6 +170,7 @@ def _run_workers(store: Store, settings: Settings, run: str, dataset: Artifact, 
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
             failure_config=ray.train.FailureConfig(max_failures=train.max_failures),
             logging_config=ray.train.LoggingConfig(log_level="WARNING"),
+            callbacks=list(callbacks),  # type: ignore[arg-type]
         ),
     )
     try:

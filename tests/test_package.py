@@ -9,11 +9,12 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 ORDER = ["config", "runtime", "report", "artifacts", "catalog", "encoders", "vectors", "embed", "graph", "model"]
-ORDER += ["ranking", "estimate", "baselines", "propagate", "train", "recommend", "pipeline"]
+ORDER += ["ranking", "estimate", "baselines", "propagate", "train", "search", "recommend", "pipeline"]
 MAY_IMPORT = {
-    "ray": {"runtime", "embed", "propagate", "train", "recommend"},
+    "ray": {"runtime", "embed", "propagate", "train", "search", "recommend"},
     "vllm": {"encoders"},
     "sentence_transformers": {"encoders"},
+    "optuna": {"search"},
     "pydantic": {"config"},
     "torch_geometric": {"graph"},
     "matplotlib": {"report", "train"},

@@ -221,7 +221,7 @@ def test_parameters_come_from_a_file_and_from_the_command_line(tmp_path: Path) -
 
 
 def test_first_points_stay_inside_the_space() -> None:
-    space = {"model.hidden_width": {"low": 16, "high": 1024}, "train.temperature": [0.1, 0.3], "train.batch_size": [64]}
+    space = {"model.hidden_width": {"low": 16, "high": 1024}, "train.temperature": [0.1, 0.4], "train.batch_size": [64]}
     found = first_points(Settings.model_validate({"search": {"parameters": space}}), text_width=384)
     assert found == [
         {"model.hidden_width": 1024, "train.temperature": 0.1, "train.batch_size": 64},

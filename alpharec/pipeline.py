@@ -14,6 +14,7 @@ from alpharec.config import SHORT_OF_ESTIMATE, Settings, SettingsError, load_set
 from alpharec.embed import EmbedError, dry_run, embed
 from alpharec.encoders import EncoderError, fingerprint
 from alpharec.estimate import DEVICES, EstimateError, estimate, format_estimate, size_of
+from alpharec.intention import IntentionError, format_intentions, measure_intentions
 from alpharec.recommend import RecommendError, publish, recommend
 from alpharec.runtime import show_progress
 from alpharec.train import TrainingError, evaluate_model, fit
@@ -34,6 +35,9 @@ STAGES: dict[str, Callable[[Store, Settings, Done], Artifact]] = {
         store, settings, done["prepare"], done["embed"], done["train"], done["evaluate"]
     ),
     "recommend": lambda store, settings, done: recommend(store, _with_bundle(settings, done)),
+    "intention": lambda store, settings, done: measure_intentions(
+        store, settings, done["prepare"], done["embed"], done["train"]
+    ),
 }
 
 
@@ -54,14 +58,16 @@ EXPECTED = (
     EmbedError,
     EstimateError,
     TrainingError,
+    IntentionError,
     RecommendError,
     OSError,
 )
 
 
 # Which stages a job asks for. Recommending needs a published bundle, not the data it was made from.
-JOBS = {name: list(STAGES)[: position + 1] for position, name in enumerate(STAGES)}
-JOBS |= {"recommend": ["recommend"], "pipeline": list(STAGES)}
+FLOW = [name for name in STAGES if name != "intention"]
+JOBS = {name: FLOW[: position + 1] for position, name in enumerate(FLOW)}
+JOBS |= {"recommend": ["recommend"], "pipeline": FLOW, "intention": ["prepare", "embed", "train", "intention"]}
 
 
 def run_stages(settings: Settings, job: str) -> Done:
@@ -99,6 +105,8 @@ def main(job: str) -> None:
         print(format_report(done["prepare"].read_json("report.json")))
     if "evaluate" in done:
         print(format_metrics(done["evaluate"]))
+    if "intention" in done:
+        print(format_intentions(done["intention"]))
     if "recommend" in done and "prepare" in done:
         print(format_lists(done["prepare"], done["recommend"]))
     print("\n".join(f"{stage:>10}: {artifact.uri}" for stage, artifact in done.items()))

@@ -27,12 +27,22 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from alpharec.artifacts import Artifact, ArtifactError, Draft, Store, digest
-from alpharec.catalog import Dataset, InputFile, Pairs, load_dataset, open_table, read_new_items, read_user_lists
+from alpharec.catalog import (
+    Dataset,
+    InputFile,
+    Pairs,
+    load_dataset,
+    open_table,
+    read_intentions,
+    read_new_items,
+    read_user_lists,
+)
 from alpharec.config import RecommendSettings, Settings
-from alpharec.embed import embed
+from alpharec.embed import embed_texts
 from alpharec.encoders import fingerprint
 from alpharec.graph import InteractionGraph
-from alpharec.model import AlphaRec, Objective, TextFeatures
+from alpharec.intention import first_layer, mix
+from alpharec.model import AlphaRec, Objective
 from alpharec.ranking import Lists, rank
 from alpharec.runtime import connect, cpus_each
 from alpharec.train import build_graph, load_model
@@ -156,9 +166,8 @@ def represent_trained(
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     graph, network = build_graph(dataset).to(device), network.to(device)
-    num_layers, network.num_layers = network.num_layers, 0
-    first_UD, first_ID = network(graph, TextFeatures.build(item_IT.to(device), graph))  # layer 0
-    network.num_layers = num_layers
+    num_layers = network.num_layers
+    first_UD, first_ID = first_layer(network, graph, item_IT.to(device))
     user_UD, item_ID = graph.propagate(first_UD, first_ID, num_layers)
     context_ID = item_context(graph, first_UD, first_ID, num_layers)
     return objective.scale(user_UD).cpu(), objective.scale(item_ID).cpu(), context_ID.cpu()
@@ -179,16 +188,25 @@ def item_context(graph: InteractionGraph, first_UD: Tensor, first_ID: Tensor, nu
 
 @torch.no_grad()
 def represent_users(
-    network: AlphaRec, item_IT: Tensor, context_ID: Tensor, lists: Lists, *, block_size: int = 1024
+    network: AlphaRec,
+    item_IT: Tensor,
+    context_ID: Tensor,
+    lists: Lists,
+    *,
+    query_UT: Tensor | None = None,
+    alpha_U: Tensor | None = None,
+    block_size: int = 1024,
 ) -> Tensor:
-    """Return final representations, not scaled, of users given by their items N::
+    """Return final representations, not scaled, of users given by their items N, and by what they say they want::
 
-        e_u = projector(mean of x_i) / (L + 1) + |N|^-1/2 (sum of context_i), i in N
+        e_u = mix / (L + 1) + |N|^-1/2 (sum of context_i), i in N
+        mix = (1 - alpha) projector(mean of x_i) + alpha projector(query)
 
     The user's row of the propagation e^(k+1) = D^-1/2 A D^-1/2 e^(k), summed over k, with the items' layers as they
     were trained; a trained user given by its train items gets its own representation.
 
-    Shapes: title vectors item_IT [I, T], any float; context_ID [I, D]; ``lists``, U of them, none empty -> [U, D].
+    Shapes: title vectors item_IT [I, T], any float; context_ID [I, D]; ``lists``, U of them; ``query_UT`` [U, T] and
+        ``alpha_U`` [U] come together, alpha 0 for a user who says nothing -> [U, D].
     """
     blocks = []
     for users_B in torch.arange(lists.num_users).split(block_size):
@@ -197,8 +215,11 @@ def represent_users(
         used, place_P = item_P.unique(return_inverse=True)  # fp16 to float32 for the block's items only
         mean_BT = F.embedding_bag(place_P, item_IT[used].float(), start_B, mode="mean")
         context_BD = F.embedding_bag(item_P, context_ID, start_B, mode="sum")
-        scale_B1 = lists.counts[users_B].rsqrt()[:, None]
-        blocks.append(network.project(mean_BT) / (network.num_layers + 1) + scale_B1 * context_BD)
+        scale_B1 = lists.counts[users_B].clamp_min(1).rsqrt()[:, None]
+        first_BD = network.project(mean_BT)
+        if query_UT is not None and alpha_U is not None:
+            first_BD = mix(first_BD, network.project(query_UT[users_B]), alpha_U[users_B])
+        blocks.append(first_BD / (network.num_layers + 1) + scale_B1 * context_BD)
     return torch.cat(blocks)
 
 
@@ -274,7 +295,8 @@ def model_card(
 
 
 def recommend(store: Store, settings: Settings) -> Artifact:
-    """Return lists of the best items for the bundle's users, or for those of ``recommend.users``.
+    """Return lists of the best items for the bundle's users, for those of ``recommend.users``, or for those of
+    ``recommend.intentions``, by what they want and their history.
 
     Writes ``part-*.parquet`` (user_id, item_ids and scores, best first), users in order. Equal scores go by lower item
     index, new items last. A list is shorter where candidates run out.
@@ -288,7 +310,10 @@ def recommend(store: Store, settings: Settings) -> Artifact:
     chosen, bundle = settings.recommend, _find_bundle(store, settings)
     given = _open_given(chosen)
     content = {setting: file.sha256 for setting, file in given.items()}
-    version = digest([bundle.version, chosen.k, chosen.include_seen, content])[:16]
+    alpha = chosen.alpha if chosen.intentions else None
+    version = digest([bundle.version, chosen.k, chosen.include_seen, content, *([alpha] if alpha is not None else [])])[
+        :16
+    ]
     found = store.find("recommendations", settings.name, version)
     if found is not None:
         return found
@@ -331,6 +356,8 @@ def _open_given(chosen: RecommendSettings) -> dict[str, InputFile]:
         given["users"] = open_table(chosen.users, "users")
     if chosen.new_items:
         given["new_items"] = open_table(chosen.new_items, "new_items")
+    if chosen.intentions:
+        given["intentions"] = open_table(chosen.intentions, "intentions")
     return given
 
 
@@ -341,47 +368,86 @@ def _represent_newcomers(
     store: Store, settings: Settings, bundle: Artifact, given: Mapping[str, InputFile]
 ) -> Artifact:
     """Return users and items never trained on, in the files of a bundle; ``users.parquet`` only if users are given."""
-    version = digest([bundle.version, {setting: file.sha256 for setting, file in given.items()}])[:16]
+    chosen, content = settings.recommend, {setting: file.sha256 for setting, file in given.items()}
+    version = digest([bundle.version, content, *([chosen.alpha] if "intentions" in given else [])])[:16]
     found = store.find("newcomers", settings.name, version)
     if found is not None:
         return found
-    # Both files are read, and refused where they must be, before the encoder starts.
+    # The files are read, and refused where they must be, before the encoder starts.
     known = bundle.read_table("items.parquet", columns=["item_id", "context"])
     item_ids, new_ids, titles = known["item_id"].combine_chunks(), pa.array([], pa.string()), pa.array([], pa.string())
-    if "new_items" in given:
+    if "new_items" in given or "intentions" in given:
         _check_encoder(settings, bundle)
+    if "new_items" in given:
         new_ids, titles = read_new_items(given["new_items"], item_ids)
-    lists = read_user_lists(given["users"], pa.concat_arrays([item_ids, new_ids])) if "users" in given else None
+    people = People.read(store, bundle, given, pa.concat_arrays([item_ids, new_ids]))
     network, objective = load_model(bundle.read_json("settings.json"), bundle.read_tensors("projector.safetensors"))
+    width = network.first.in_features
     draft = store.draft("newcomers", settings.name, version)
-    new_IT = _embed_titles(store, settings, new_ids, titles, width=network.first.in_features)
+    new_IT = _embed(store, settings, new_ids, titles, width)
     new_ID = objective.scale(represent_items(network, new_IT.float()))
     items = {"item_id": new_ids, "title": titles, "representation": _column(new_ID)}
     draft.write_table("items.parquet", pa.table(items))
-    if lists is not None:
+    if people is not None:
         item_IT = torch.cat([_title_vectors(store, bundle), new_IT])
         context_ID = F.pad(_matrix(known, "context"), (0, 0, 0, len(new_ids)))  # nobody has a new item yet
-        _write_users(draft, network, objective, item_IT, context_ID, *lists)
+        query_UT, alpha_U = torch.zeros(len(people.ids), width), torch.zeros(len(people.ids))
+        query_UT[people.asking] = _embed(store, settings, people.ids.take(people.asking), people.queries, width).float()
+        alpha_U[people.asking] = chosen.alpha
+        users, things = torch.from_numpy(people.history.users), torch.from_numpy(people.history.items)
+        lists = Lists.from_pairs(users, things, len(people.ids))
+        user_UD = represent_users(network, item_IT, context_ID, lists, query_UT=query_UT, alpha_U=alpha_U)
+        columns = {"user_id": people.ids, "representation": _column(objective.scale(user_UD))}
+        draft.write_table("users.parquet", pa.table(columns))
+        draft.write_table("seen.parquet", _seen_table(people.seen))
     return draft.commit(
         settings=settings.model_dump(mode="json", include={"name", "encoder", "recommend"}),
         inputs={"bundle": bundle, **{setting: file.address for setting, file in given.items()}},
-        summary={"users": len(lists[0]) if lists is not None else 0, "items": len(new_ids)},
+        summary={"users": len(people.ids) if people is not None else 0, "items": len(new_ids)},
     )
 
 
-def _write_users(
-    draft: Draft,
-    network: AlphaRec,
-    objective: Objective,
-    item_IT: Tensor,
-    context_ID: Tensor,
-    user_ids: pa.StringArray,
-    pairs: Pairs,
-) -> None:
-    lists = Lists.from_pairs(torch.from_numpy(pairs.users), torch.from_numpy(pairs.items), len(user_ids))
-    user_UD = objective.scale(represent_users(network, item_IT, context_ID, lists))
-    draft.write_table("users.parquet", pa.table({"user_id": user_ids, "representation": _column(user_UD)}))
-    draft.write_table("seen.parquet", _seen_table(pairs))
+@dataclass(frozen=True)
+class People:
+    """Users to represent: what they have, what is not recommended to them, and what some of them say they want.
+
+    Shapes: ids (U,); asking (Q,), rows of ``ids``, with queries (Q,).
+    """
+
+    ids: pa.StringArray
+    history: Pairs
+    seen: Pairs
+    asking: npt.NDArray[np.int64]
+    queries: pa.StringArray
+
+    @classmethod
+    def read(
+        cls, store: Store, bundle: Artifact, given: Mapping[str, InputFile], item_ids: pa.StringArray
+    ) -> People | None:
+        """Read users given by their items, with or without intentions; or the bundle's users who have an intention,
+        with their train items; None where neither is given.
+        """
+        if "users" in given:
+            ids, pairs = read_user_lists(given["users"], item_ids)
+            asking, queries = np.array([], np.int64), pa.array([], pa.string())
+            if "intentions" in given:
+                asking, queries = read_intentions(given["intentions"], ids)
+            return cls(ids, pairs, pairs, asking, queries)
+        if "intentions" not in given:
+            return None
+        users = bundle.read_table("users.parquet", columns=["user_id"])["user_id"].combine_chunks()
+        rows, queries = read_intentions(given["intentions"], users)
+        train, seen = _input_of(store, bundle, "dataset").read_table("train.parquet"), bundle.read_table("seen.parquet")
+        history, seen = (_pairs_of(rows, table, len(users)) for table in (train, seen))
+        return cls(users.take(pa.array(rows)), history, seen, np.arange(len(rows)), queries)
+
+
+def _pairs_of(rows: npt.NDArray[np.int64], table: pa.Table, num_users: int) -> Pairs:
+    """Return the interactions of some users of a table, each user by its place in ``rows``."""
+    place = np.full(num_users, -1)
+    place[rows] = np.arange(len(rows))
+    users, items = place[table["user"].to_numpy()], table["item"].to_numpy().astype(np.int64)
+    return Pairs(users[users >= 0], items[users >= 0])
 
 
 def _check_encoder(settings: Settings, bundle: Artifact) -> None:
@@ -390,36 +456,32 @@ def _check_encoder(settings: Settings, bundle: Artifact) -> None:
         names = sorted(name for name in own.keys() | asked.keys() if own.get(name) != asked.get(name))
         got = ", ".join(f"{name} {asked.get(name)!r} instead of {own.get(name)!r}" for name in names)
         raise RecommendError(
-            f"{bundle.uri}: new items need the encoder the bundle was made with (got {got}); "
+            f"{bundle.uri}: new items and intentions need the encoder the bundle was made with (got {got}); "
             "set the encoder settings as its settings.json has them"
         )
 
 
-def _embed_titles(
-    store: Store, settings: Settings, item_ids: pa.StringArray, titles: pa.StringArray, *, width: int
-) -> Tensor:
-    """Return title vectors by the embedding stage. Shapes: -> [I, T], fp16."""
-    if not len(titles):
+def _embed(store: Store, settings: Settings, ids: pa.StringArray, texts: pa.StringArray, width: int) -> Tensor:
+    """Return the texts' vectors. Shapes: -> [n, T], fp16."""
+    if not len(texts):
         return torch.empty(0, width, dtype=torch.float16)
-    version = digest([item_ids.to_pylist(), titles.to_pylist()])[:16]
-    catalog = store.find("catalogs", settings.name, version)
-    if catalog is None:
-        draft = store.draft("catalogs", settings.name, version)
-        draft.write_table("items.parquet", pa.table({"item_id": item_ids, "title": titles}))
-        catalog = draft.commit(settings={"name": settings.name}, inputs={}, summary={"items": len(titles)})
-    return torch.from_numpy(load_vectors(embed(store, settings, catalog, publish=False)))
+    return torch.from_numpy(load_vectors(embed_texts(store, settings, ids, texts)))
 
 
 def _title_vectors(store: Store, bundle: Artifact) -> Tensor:
     """Return the title vectors of the bundle's items. Shapes: -> [I, T], fp16."""
-    place = _lineage(bundle, "vectors")
-    vectors = store.find(*place)
-    if vectors is None:
+    return torch.from_numpy(load_vectors(_input_of(store, bundle, "vectors")))
+
+
+def _input_of(store: Store, bundle: Artifact, role: str) -> Artifact:
+    place, what = _lineage(bundle, role), {"vectors": "title vectors", "dataset": "interactions"}[role]
+    found = store.find(*place)
+    if found is None:
         raise RecommendError(
-            f"{store.uri(*place)}: the title vectors of bundle {bundle.version} are gone, and users given by their "
-            "items need them; run jobs/embed.py with the settings the bundle was made with"
+            f"{store.uri(*place)}: the {what} of bundle {bundle.version} are gone, and users given by their "
+            "items or intentions need them; run jobs/embed.py with the settings the bundle was made with"
         )
-    return torch.from_numpy(load_vectors(vectors))
+    return found
 
 
 # ---------------------------------------------------------------- ranking on Ray

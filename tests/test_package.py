@@ -9,9 +9,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 ORDER = ["config", "runtime", "report", "artifacts", "catalog", "encoders", "vectors", "embed", "graph", "model"]
-ORDER += ["ranking", "estimate", "baselines", "train", "recommend", "pipeline"]
+ORDER += ["ranking", "estimate", "baselines", "train", "intention", "recommend", "pipeline"]
 MAY_IMPORT = {
-    "ray": {"runtime", "embed", "train", "recommend"},
+    "ray": {"runtime", "embed", "train", "intention", "recommend"},
     "vllm": {"encoders"},
     "sentence_transformers": {"encoders"},
     "pydantic": {"config"},

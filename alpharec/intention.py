@@ -194,10 +194,13 @@ class Fragments:
         alone = sorted(word for word in told if word not in inside)
         whole = sorted((r"\W+".join(words) for words in names), key=len, reverse=True)
         found = {
-            "names": rf"\b(?:(?:{'|'.join(sorted(ARTICLES))})\W+)?(?:{'|'.join(whole)})\b" if whole else "",
+            "names": rf"\b(?:(?:{'|'.join(sorted(ARTICLES))})\W+)?(?:{'|'.join(whole)})\b(?:['\u2019]s\b)?"
+            if whole
+            else "",
             "years": rf"\b{year[1]}\b" if year else "",
             "words": "|".join(
-                [rf"\b(?:{'|'.join(alone)})\b"] * bool(alone) + [rf"\w*(?:{'|'.join(inside)})\w*"] * bool(inside)
+                [rf"\b(?:{'|'.join(alone)})(?:e?s)?\b"] * bool(alone)
+                + [rf"\w*(?:{'|'.join(inside)})\w*"] * bool(inside)
             ),
         }
         return cls({kind: re.compile(pattern) for kind, pattern in found.items() if pattern})
@@ -491,7 +494,7 @@ def measure_intentions(
     numbers = pa.array(map(str, range(len(texts.dictionary))), pa.string())
     query_QT = torch.from_numpy(load_vectors(embed_texts(store, settings, numbers, texts.dictionary)))
     frozen = Frozen.load(data, torch.from_numpy(load_vectors(vectors)).float(), model)
-    query_QD = frozen.network.project(query_QT.float())[torch.from_numpy(texts.indices.to_numpy()).long()]
+    query_QD = frozen.network.project(query_QT.float())[texts.indices.to_numpy().astype(np.int64)]
     asked = {split: _asked(frozen, data, settings, table, query_QD, split) for split in ASKED}
     metrics, columns = dict[str, Any](), dict[str, dict[str, Tensor]]()
     for way in WAYS:

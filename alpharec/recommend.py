@@ -193,8 +193,9 @@ def represent_users(
     context_ID: Tensor,
     lists: Lists,
     *,
-    query_UT: Tensor | None = None,
-    alpha_U: Tensor | None = None,
+    query_QT: Tensor | None = None,
+    query_of_U: Tensor | None = None,
+    alpha: float = 0.0,
     block_size: int = 1024,
 ) -> Tensor:
     """Return final representations, not scaled, of users given by their items N, and by what they say they want::
@@ -205,8 +206,8 @@ def represent_users(
     The user's row of the propagation e^(k+1) = D^-1/2 A D^-1/2 e^(k), summed over k, with the items' layers as they
     were trained; a trained user given by its train items gets its own representation.
 
-    Shapes: title vectors item_IT [I, T], any float; context_ID [I, D]; ``lists``, U of them; ``query_UT`` [U, T] and
-        ``alpha_U`` [U] come together, alpha 0 for a user who says nothing -> [U, D].
+    Shapes: title vectors item_IT [I, T], any float; context_ID [I, D]; ``lists``, U of them; ``query_QT`` [Q, T] and
+        ``query_of_U`` [U], -1 for a user who says nothing, come together -> [U, D].
     """
     blocks = []
     for users_B in torch.arange(lists.num_users).split(block_size):
@@ -217,8 +218,10 @@ def represent_users(
         context_BD = F.embedding_bag(item_P, context_ID, start_B, mode="sum")
         scale_B1 = lists.counts[users_B].clamp_min(1).rsqrt()[:, None]
         first_BD = network.project(mean_BT)
-        if query_UT is not None and alpha_U is not None:
-            first_BD = mix(first_BD, network.project(query_UT[users_B]), alpha_U[users_B])
+        if query_QT is not None and query_of_U is not None:
+            asks = query_of_U[users_B] >= 0
+            query_BD = network.project(query_QT[query_of_U[users_B][asks]].float())
+            first_BD[asks] = mix(first_BD[asks], query_BD, torch.full((len(query_BD),), alpha))
         blocks.append(first_BD / (network.num_layers + 1) + scale_B1 * context_BD)
     return torch.cat(blocks)
 
@@ -309,11 +312,7 @@ def recommend(store: Store, settings: Settings) -> Artifact:
     """
     chosen, bundle = settings.recommend, _find_bundle(store, settings)
     given = _open_given(chosen)
-    content = {setting: file.sha256 for setting, file in given.items()}
-    alpha = chosen.alpha if chosen.intentions else None
-    version = digest([bundle.version, chosen.k, chosen.include_seen, content, *([alpha] if alpha is not None else [])])[
-        :16
-    ]
+    version = digest([bundle.version, chosen.k, chosen.include_seen, _content(chosen, given)])[:16]
     found = store.find("recommendations", settings.name, version)
     if found is not None:
         return found
@@ -361,6 +360,12 @@ def _open_given(chosen: RecommendSettings) -> dict[str, InputFile]:
     return given
 
 
+def _content(chosen: RecommendSettings, given: Mapping[str, InputFile]) -> dict[str, Any]:
+    """Return what of the given files a version depends on."""
+    alpha = {"alpha": chosen.alpha} if "intentions" in given else {}
+    return {setting: file.sha256 for setting, file in given.items()} | alpha
+
+
 # ---------------------------------------------------------------- newcomers
 
 
@@ -368,8 +373,7 @@ def _represent_newcomers(
     store: Store, settings: Settings, bundle: Artifact, given: Mapping[str, InputFile]
 ) -> Artifact:
     """Return users and items never trained on, in the files of a bundle; ``users.parquet`` only if users are given."""
-    chosen, content = settings.recommend, {setting: file.sha256 for setting, file in given.items()}
-    version = digest([bundle.version, content, *([chosen.alpha] if "intentions" in given else [])])[:16]
+    version = digest([bundle.version, _content(settings.recommend, given)])[:16]
     found = store.find("newcomers", settings.name, version)
     if found is not None:
         return found
@@ -391,12 +395,8 @@ def _represent_newcomers(
     if people is not None:
         item_IT = torch.cat([_title_vectors(store, bundle), new_IT])
         context_ID = F.pad(_matrix(known, "context"), (0, 0, 0, len(new_ids)))  # nobody has a new item yet
-        query_UT, alpha_U = torch.zeros(len(people.ids), width), torch.zeros(len(people.ids))
-        query_UT[people.asking] = _embed(store, settings, people.ids.take(people.asking), people.queries, width).float()
-        alpha_U[people.asking] = chosen.alpha
-        users, things = torch.from_numpy(people.history.users), torch.from_numpy(people.history.items)
-        lists = Lists.from_pairs(users, things, len(people.ids))
-        user_UD = represent_users(network, item_IT, context_ID, lists, query_UT=query_UT, alpha_U=alpha_U)
+        query_QT = _embed(store, settings, people.ids.take(pa.array(people.asking)), people.queries, width)
+        user_UD = people.represent(network, item_IT, context_ID, query_QT, settings.recommend.alpha)
         columns = {"user_id": people.ids, "representation": _column(objective.scale(user_UD))}
         draft.write_table("users.parquet", pa.table(columns))
         draft.write_table("seen.parquet", _seen_table(people.seen))
@@ -440,6 +440,18 @@ class People:
         train, seen = _input_of(store, bundle, "dataset").read_table("train.parquet"), bundle.read_table("seen.parquet")
         history, seen = (_pairs_of(rows, table, len(users)) for table in (train, seen))
         return cls(users.take(pa.array(rows)), history, seen, np.arange(len(rows)), queries)
+
+    def represent(
+        self, network: AlphaRec, item_IT: Tensor, context_ID: Tensor, query_QT: Tensor, alpha: float
+    ) -> Tensor:
+        """Return final representations, not scaled. Shapes: query_QT [Q, T], any float -> [U, D]."""
+        users, items = torch.from_numpy(self.history.users), torch.from_numpy(self.history.items)
+        query_of_U = torch.full((len(self.ids),), -1)
+        query_of_U[torch.from_numpy(self.asking)] = torch.arange(len(self.asking))
+        lists = Lists.from_pairs(users, items, len(self.ids))
+        return represent_users(
+            network, item_IT, context_ID, lists, query_QT=query_QT, query_of_U=query_of_U, alpha=alpha
+        )
 
 
 def _pairs_of(rows: npt.NDArray[np.int64], table: pa.Table, num_users: int) -> Pairs:

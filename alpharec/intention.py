@@ -333,7 +333,7 @@ def write_queries(settings: Settings, items: pa.Table) -> pa.Table:
     work = (
         ray.data.from_arrow(items)
         .repartition(-(-len(items) // TEXTS_AT_ONCE))
-        .map_batches(_take_titles_out, batch_format="pyarrow", batch_size=TEXTS_AT_ONCE)
+        .map_batches(take_titles_out, batch_format="pyarrow", batch_size=TEXTS_AT_ONCE)
     )
     if chosen.generator:
         work = work.map_batches(
@@ -344,13 +344,16 @@ def write_queries(settings: Settings, items: pa.Table) -> pa.Table:
             compute=ray.data.ActorPoolStrategy(size=embed.num_workers),
             num_cpus=embed.num_cpus or cpus_each(embed.num_workers),
             num_gpus=embed.num_gpus,
-        ).map_batches(_take_titles_out, batch_format="pyarrow", batch_size=TEXTS_AT_ONCE)
+        ).map_batches(take_titles_out, batch_format="pyarrow", batch_size=TEXTS_AT_ONCE)
     tables = [table for table in work.iter_batches(batch_format="pyarrow") if len(table)]
     return pa.concat_tables(tables).sort_by("item").rename_columns({"text": "query"})
 
 
-def _take_titles_out(table: pa.Table) -> pa.Table:
-    """Take each title out of its text; counts add up over calls."""
+def take_titles_out(table: pa.Table) -> pa.Table:
+    """Take each title out of its text, written or generated; what is taken out adds up over calls.
+
+    ``table``: item, title, text, [names, years, words] -> the same, and ``left``, the words of a text.
+    """
     made = [without_title(*pair) for pair in zip(table["text"].to_pylist(), table["title"].to_pylist(), strict=True)]
     texts = [text for text, _ in made]
     columns = {"item": table["item"], "title": table["title"], "text": pa.array(texts, pa.string())}

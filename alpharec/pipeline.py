@@ -35,6 +35,9 @@ STAGES: dict[str, Callable[[Store, Settings, Done], Artifact]] = {
         store, settings, done["prepare"], done["embed"], done["train"], done["evaluate"]
     ),
     "recommend": lambda store, settings, done: recommend(store, _with_bundle(settings, done)),
+}
+# Beside the flow: nothing goes on from it.
+MEASURES: dict[str, Callable[[Store, Settings, Done], Artifact]] = {
     "intention": lambda store, settings, done: measure_intentions(
         store, settings, done["prepare"], done["embed"], done["train"]
     ),
@@ -65,9 +68,9 @@ EXPECTED = (
 
 
 # Which stages a job asks for. Recommending needs a published bundle, not the data it was made from.
-FLOW = [name for name in STAGES if name != "intention"]
-JOBS = {name: FLOW[: position + 1] for position, name in enumerate(FLOW)}
-JOBS |= {"recommend": ["recommend"], "pipeline": FLOW, "intention": ["prepare", "embed", "train", "intention"]}
+JOBS = {name: list(STAGES)[: position + 1] for position, name in enumerate(STAGES)}
+JOBS |= {"recommend": ["recommend"], "pipeline": list(STAGES)}
+JOBS |= {name: [*JOBS["train"], name] for name in MEASURES}
 
 
 def run_stages(settings: Settings, job: str) -> Done:
@@ -80,7 +83,7 @@ def run_stages(settings: Settings, job: str) -> Done:
             if name == "embed" and settings.embed.dry_run:
                 logger.info("%s", dry_run(store, settings, done["prepare"]))
                 break
-            done[name] = STAGES[name](store, settings, done)
+            done[name] = (STAGES | MEASURES)[name](store, settings, done)
             seconds = time.monotonic() - started
             record["stages"][name] = {
                 "uri": done[name].uri,

@@ -28,6 +28,7 @@ from alpharec.intention import (
     measure_intentions,
     mix,
     names_in,
+    take_titles_out,
     without_title,
 )
 from alpharec.train import Training, represent
@@ -157,6 +158,18 @@ def test_queries_of_texts_have_one_held_out_target_a_split_and_no_title(
     assert make_queries(store, settings, dataset).manifest == made.manifest
     again = make_queries(store, settings.model_copy(update={"seed": 7}), dataset)
     assert again.read_table("queries.parquet")["item"] != made.read_table("queries.parquet")["item"]
+
+
+def test_what_a_generator_wrote_is_repaired_too_and_counts_add_up() -> None:
+    table = pa.table({"item": [4], "title": ["Godfather, The (1972)"], "text": ["The Godfather (1972): a mob family"]})
+    clean = take_titles_out(table)
+    assert clean.to_pylist()[0] | {"title": ""} == {
+        "item": 4, "title": "", "text": "a mob family", "names": 1, "years": 1, "words": 0, "left": 3
+    }  # fmt: skip
+    written = clean.set_column(2, "text", pa.array(["I want godfather-like films as of 1972"]))
+    assert take_titles_out(written).to_pylist()[0] | {"title": ""} == {
+        "item": 4, "title": "", "text": "I want -like films as of", "names": 2, "years": 2, "words": 0, "left": 6
+    }  # fmt: skip
 
 
 def test_texts_of_little_but_their_title_make_no_query(ray_local: None, shop: tuple[Path, Store, Artifact]) -> None:

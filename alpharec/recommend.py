@@ -305,9 +305,10 @@ def recommend(store: Store, settings: Settings) -> Artifact:
     index, new items last. A list is shorter where candidates run out.
 
     Raises:
-        RecommendError: there is no such bundle, its title vectors are gone, or the encoder settings are not its own.
-        CatalogError: the users or new items file does not hold what it must.
-        EncoderError: a new title has no vector.
+        RecommendError: there is no such bundle, its title vectors or interactions are gone, or the encoder settings are
+            not its own.
+        CatalogError: the users, new items or intentions file does not hold what it must.
+        EncoderError: a new title or a query has no vector.
         ArtifactError: the bundle is damaged.
     """
     chosen, bundle = settings.recommend, _find_bundle(store, settings)

@@ -45,7 +45,7 @@ NUM_EXAMPLES = 3
 
 Ints = npt.NDArray[np.int64]
 Counts = dict[str, int]
-Role = Literal["catalog", "interactions", "user lists", "new items"]
+Role = Literal["catalog", "interactions", "user lists", "new items", "intentions", "queries", "item texts"]
 Split = Literal["given", "ratio-random", "ratio-time", "leave-last-out", "global-time"]
 
 
@@ -178,11 +178,15 @@ DAT_COLUMNS = {"catalog": ["movieId", "title", "genres"], "interactions": ["user
 JSON_SUFFIXES = (".jsonl", ".json", ".ndjson")
 TABLE_SUFFIXES = (".parquet", ".csv", ".csv.gz", ".jsonl", ".jsonl.gz")
 ROLES: dict[str, Role] = {"items": "catalog", "users": "user lists", "new_items": "new items"}
+ROLES |= {"intentions": "intentions", "queries": "queries", "texts": "item texts"}
 FILE_SETTINGS: dict[Role, str] = {
     "catalog": "--data.items FILE",
     "interactions": "--data.interactions FILE",
     "user lists": "--recommend.users FILE",
     "new items": "--recommend.new-items FILE",
+    "intentions": "--recommend.intentions FILE",
+    "queries": "--intention.queries FILE",
+    "item texts": "--intention.texts FILE",
 }
 COLUMN_SETTINGS = ("item_column", "title_column", "user_column", "time_column", "rating_column", "split_column")
 
@@ -790,11 +794,11 @@ def _unique_items(file: InputFile, table: pl.DataFrame, settings: DataSettings) 
     }
 
 
-# ---------------------------------------------------------------- newcomers: user lists and new items
+# ---------------------------------------------------------------- user lists, new items, intentions, item texts
 
 
-def open_table(address: str, setting: Literal["users", "new_items"]) -> InputFile:
-    """Read the file that ``recommend.users`` or ``recommend.new_items`` names, whole.
+def open_table(address: str, setting: Literal["users", "new_items", "intentions", "queries", "texts"]) -> InputFile:
+    """Read the file that a setting such as ``recommend.users`` or ``intention.queries`` names, whole.
 
     Raises:
         CatalogError: the file is missing or damaged.
@@ -871,6 +875,95 @@ def read_new_items(file: InputFile, item_ids: pa.StringArray) -> tuple[pa.String
         if not refused.is_empty():
             _refuse((file,), refused, what, pl.format("{} with title {}", "item_id", _quoted("raw")), then)
     return _strings(table["item_id"]), _strings(table["title"])
+
+
+def read_intentions(file: InputFile, user_ids: pa.StringArray) -> tuple[Ints, pa.StringArray]:
+    """Read what users say they want, columns ``user_id`` and ``query``: rows of ``user_ids``, and normalised texts.
+
+    Raises:
+        CatalogError: a user is unknown or comes twice, a query is empty, or what any input is refused for.
+    """
+    table = _read_statements(file, {"user": "user_id", "query": "query"}, user_ids)
+    again = table.filter(pl.col("user").is_duplicated())
+    if not again.is_empty():
+        _refuse((file,), again, "rows share a user", pl.format("user {}", "user"), "give each user one row")
+    return table["user_row"].cast(pl.Int64).to_numpy(writable=True), _strings(table["query"])
+
+
+def read_queries(file: InputFile, dataset: Dataset) -> pa.Table:
+    """Read queries with their targets, columns ``user_id``, ``query``, ``item_id``: user and item by index, the split
+    (valid or test) that holds the pair, and the normalised query; sorted by split and user.
+
+    Raises:
+        CatalogError: a user or an item is unknown, a query is empty, a target is not held out for its user, a user has
+            two queries of one split, or what any input is refused for.
+    """
+    wanted = {"user": "user_id", "query": "query", "item": "item_id"}
+    table = _read_statements(file, wanted, dataset.user_ids)
+    table = table.join(_numbered("item", dataset.item_ids), on="item", how="left", maintain_order="left")
+    held_out = pl.concat(
+        pl.DataFrame({"user_row": pairs.users, "item_row": pairs.items}).with_columns(split=pl.lit(split))
+        for split, pairs in dataset.splits.items()
+        if split != "train"
+    ).cast({"user_row": pl.UInt32, "item_row": pl.UInt32})
+    table = table.join(held_out, on=["user_row", "item_row"], how="left", maintain_order="left")
+    for bad, what, then in (
+        (pl.col("item_row").is_null(), "queries have an item the catalog lacks", "remove their rows"),
+        (
+            pl.col("split").is_null(),
+            "queries have a target that is neither in valid nor in test for their user",
+            "give each a held-out item, or remove their rows",
+        ),
+        (
+            pl.struct("user", "split").is_duplicated(),
+            "queries share a user and a split",
+            "leave each user one query with a valid target and one with a test target",
+        ),
+    ):
+        refused = table.filter(bad)
+        if not refused.is_empty():
+            _refuse((file,), refused, what, pl.format("item {} of user {}", "item", "user"), then)
+    found = table.select(pl.col("user_row", "item_row").cast(pl.Int64), "split", "query").sort("split", "user_row")
+    columns: list[pa.Array] = [pa.array(found[name].to_numpy()) for name in ("user_row", "item_row")]
+    return pa.table([*columns, _strings(found["split"]), _strings(found["query"])], ["user", "item", "split", "query"])
+
+
+def read_item_texts(
+    file: InputFile, item_ids: pa.StringArray, item_column: str, text_column: str
+) -> tuple[Ints, pa.StringArray]:
+    """Read a text for each item: rows of ``item_ids``, and normalised texts. Texts of other items, and empty ones, are
+    left out.
+
+    Raises:
+        CatalogError: an item comes twice, or what any input is refused for.
+    """
+    frame = _read_columns(file, wanted := {"item": item_column, "text": text_column})
+    frame = frame.with_columns(item=_ids(file, frame, "item", wanted), text=normalize_titles(frame["text"]))
+    again = frame.filter(pl.col("item").is_duplicated())
+    if not again.is_empty():
+        _refuse((file,), again, "rows share an item", pl.format("item {}", "item"), "leave one row per item")
+    known = frame.join(_numbered("item", item_ids), on="item").drop_nulls("text").sort("item_row")
+    return known["item_row"].cast(pl.Int64).to_numpy(writable=True), _strings(known["text"])
+
+
+def _read_statements(file: InputFile, wanted: dict[str, str], user_ids: pa.StringArray) -> pl.DataFrame:
+    """Read rows with a user and a query; ``user_row`` is the user's place in ``user_ids``."""
+    frame = _read_columns(file, wanted)
+    ids = {name: _ids(file, frame, name, wanted) for name in wanted if name != "query"}
+    frame = frame.with_columns(**ids, query=normalize_titles(frame["query"]))
+    frame = frame.join(_numbered("user", user_ids), on="user", how="left", maintain_order="left")
+    for bad, what, then in (
+        (pl.col("query").is_null(), "queries are empty", "write what the user wants, or remove their rows"),
+        (pl.col("user_row").is_null(), "queries have an unknown user", "remove their rows, or give the user's items"),
+    ):
+        refused = frame.filter(bad)
+        if not refused.is_empty():
+            _refuse((file,), refused, what, pl.format("user {}", "user"), then)
+    return frame
+
+
+def _numbered(name: str, ids: pa.StringArray) -> pl.DataFrame:
+    return pl.DataFrame({name: pl.Series(values=ids, dtype=pl.String)}).with_row_index(f"{name}_row")
 
 
 # ---------------------------------------------------------------- from files to a dataset

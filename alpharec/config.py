@@ -400,6 +400,39 @@ class SearchSettings(Section):
         return given
 
 
+class IntentionSettings(Section):
+    """What users say they want, and the weight alpha of it: jobs/intention.py. Queries are given, or made of texts."""
+
+    queries: str = Field(
+        "", description="table (user_id, query, item_id): what a user says, and the valid or test item it wants by it"
+    )
+    texts: str = Field(
+        "", description="table of texts about items (data.item_column, text_column) to make queries of; no queries then"
+    )
+    text_column: str = Field("text", description="column with the text, in the table of texts")
+    generator: str = Field(
+        "",
+        description="generative model that words the queries by vLLM: a folder, or a hub name with its commit, "
+        "NAME@COMMIT; empty: a query is the text without its title",
+    )
+    prompt: str = Field(
+        "Write one sentence of somebody who looks for what this describes, without naming it.\n\n{text}\n\nSentence:",
+        description="template around the text, whose title is taken out before and after",
+    )
+    alphas: tuple[float, ...] = Field(
+        tuple(round(0.05 * step, 2) for step in range(21)), min_length=1, description="weights of the query to try"
+    )
+    k: int = Field(5, ge=1, description="list length of HR and NDCG")
+
+    @model_validator(mode="after")
+    def _check(self) -> IntentionSettings:
+        if not {0.0, 1.0} <= set(self.alphas) or min(self.alphas) < 0 or max(self.alphas) > 1:
+            raise ValueError(f"intention.alphas must lie in 0..1, with 0 and 1 among them (got {self.alphas})")
+        if self.prompt.count("{text}") != 1:
+            raise ValueError(f"intention.prompt must contain {{text}} exactly once (got {self.prompt!r})")
+        return self
+
+
 class RecommendSettings(Section):
     """Lists for users of the bundle, for new users, and with new items."""
 
@@ -411,6 +444,12 @@ class RecommendSettings(Section):
         "empty: all users of the bundle",
     )
     new_items: str = Field("", description="table (item_id, title) of items to add, never trained on")
+    intentions: str = Field(
+        "",
+        description="table (user_id, query) of what users say they want; their lists are made, or those of "
+        "recommend.users where that is given too",
+    )
+    alpha: float = Field(0.5, ge=0, le=1, description="weight of the intention against the history")
     include_seen: bool = Field(False, description="let items of the user's history appear in the list")
     num_workers: int = Field(1, ge=1, description="ranking actors")
     num_cpus: int | None = Field(
@@ -456,6 +495,7 @@ class Settings(BaseSettings):
     train: TrainSettings = TrainSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
     search: SearchSettings = SearchSettings()
+    intention: IntentionSettings = IntentionSettings()
     recommend: RecommendSettings = RecommendSettings()
     ray: RaySettings = RaySettings()
 

@@ -121,6 +121,21 @@ def embed(store: Store, settings: Settings, catalog: Artifact, *, publish: bool 
         return made
 
 
+def embed_texts(store: Store, settings: Settings, ids: pa.StringArray, texts: pa.StringArray) -> Artifact:
+    """Return the vectors of texts that are no dataset's titles, by the encoder of the titles; nothing is published.
+
+    Raises:
+        EncoderError, EmbedError, ArtifactError: as ``embed``.
+    """
+    version = digest([ids.to_pylist(), texts.to_pylist()])[:16]
+    catalog = store.find("catalogs", settings.name, version)
+    if catalog is None:
+        draft = store.draft("catalogs", settings.name, version)
+        draft.write_table(ITEMS, pa.table({"item_id": ids, "title": texts}))
+        catalog = draft.commit(settings={"name": settings.name}, inputs={}, summary={"items": len(texts)})
+    return embed(store, settings, catalog, publish=False)
+
+
 def _find(store: Store, target: Target, *, publish: bool) -> Artifact | None:
     found = store.find(KIND, target.line, target.version)
     if found is not None and publish:

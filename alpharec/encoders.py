@@ -43,6 +43,7 @@ REFUSED_ENGINE_OPTIONS = frozenset(
     | {"runner", "convert", "pooler_config", "dtype", "quantization", "load_format", "max_model_len"}
 )
 CPU_KV_CACHE_BYTES = 1 << 30  # 2,048 tokens of a 7B Llama in bfloat16; an encoder model uses none of it
+GENERATED_TOKENS = 96  # of a query
 # A batch's texts have at least this share of its longest's tokens: padding adds 5% to shards of 2,048 titles, not 43%.
 LEAST_FILLED = 0.9
 BERT_LIKE_MODULES = ("Transformer", "Pooling", "Normalize")
@@ -266,6 +267,37 @@ class VllmEncoder:
         for position, output in zip(order, outputs, strict=True):
             vectors[position] = output.outputs.data.float().numpy()
         return _finished(vectors, texts, normalize=self._settings.normalize)
+
+
+class Generator:
+    """A vLLM engine that goes on with prompts, always with the likeliest token.
+
+    ``model``: a folder, or a hub name with its commit, ``NAME@COMMIT``.
+
+    Raises:
+        EncoderError: the model is not there, or does not start.
+    """
+
+    def __init__(self, model: str, embed: EmbedSettings) -> None:
+        name, _, revision = model.partition("@")
+        folder = resolve_model(EncoderSettings(model=name, revision=revision))
+        _set_engine_environment()
+        import vllm
+        from vllm.platforms import current_platform
+
+        memory = _memory_options(on_cpu=current_platform.is_cpu(), num_gpus=embed.num_gpus)
+        shared: dict[str, Any] = {"trust_remote_code": False, "load_format": "safetensors"}
+        try:
+            self._engine = vllm.LLM(str(folder), **shared | memory | embed.engine_options)
+        except (RuntimeError, ValueError, TypeError, OSError, AssertionError, ImportError) as error:
+            raise EncoderError(f"{folder}: vllm did not start ({type(error).__name__}: {error})") from error
+        self._sampling = vllm.SamplingParams(temperature=0.0, max_tokens=GENERATED_TOKENS, stop=["\n"])
+
+    def write(self, prompts: Sequence[str]) -> list[str]:
+        """Return what follows each prompt, to the end of its line."""
+        return [
+            output.outputs[0].text for output in self._engine.generate(list(prompts), self._sampling, use_tqdm=False)
+        ]
 
 
 class _Tokenizer:

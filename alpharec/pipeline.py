@@ -14,6 +14,7 @@ from alpharec.config import SHORT_OF_ESTIMATE, Settings, SettingsError, load_set
 from alpharec.embed import EmbedError, dry_run, embed
 from alpharec.encoders import EncoderError, fingerprint
 from alpharec.estimate import DEVICES, EstimateError, estimate, format_estimate, size_of
+from alpharec.intention import IntentionError, format_intentions, measure_intentions
 from alpharec.recommend import RecommendError, publish, recommend
 from alpharec.runtime import show_progress
 from alpharec.search import SearchError, format_search, search
@@ -38,6 +39,13 @@ STAGES: dict[str, Callable[[Store, Settings, Done], Artifact]] = {
     ),
     "recommend": lambda store, settings, done: recommend(store, _with_bundle(settings, done)),
 }
+# Beside the flow: nothing goes on from it.
+MEASURES: dict[str, Callable[[Store, Settings, Done], Artifact]] = {
+    "intention": lambda store, settings, done: measure_intentions(
+        store, settings, done["prepare"], done["embed"], done["train"]
+    ),
+    "search": lambda store, settings, done: search(store, settings, done["prepare"], done["embed"]),
+}
 
 
 def _with_bundle(settings: Settings, done: Done) -> Settings:
@@ -58,6 +66,7 @@ EXPECTED = (
     EstimateError,
     TrainingError,
     SearchError,
+    IntentionError,
     RecommendError,
     OSError,
 )
@@ -65,10 +74,8 @@ EXPECTED = (
 
 # Which stages a job asks for. Recommending needs a published bundle, not the data it was made from.
 JOBS = {name: list(STAGES)[: position + 1] for position, name in enumerate(STAGES)}
-JOBS |= {"recommend": ["recommend"], "pipeline": list(STAGES), "search": ["prepare", "embed", "search"]}
-
-# Beside the flow: what it finds is passed to the train job by hand.
-STAGES["search"] = lambda store, settings, done: search(store, settings, done["prepare"], done["embed"])
+JOBS |= {"recommend": ["recommend"], "pipeline": list(STAGES)}
+JOBS |= {"intention": [*JOBS["train"], "intention"], "search": [*JOBS["embed"], "search"]}
 
 
 def run_stages(settings: Settings, job: str) -> Done:
@@ -81,7 +88,7 @@ def run_stages(settings: Settings, job: str) -> Done:
             if name == "embed" and settings.embed.dry_run:
                 logger.info("%s", dry_run(store, settings, done["prepare"]))
                 break
-            done[name] = STAGES[name](store, settings, done)
+            done[name] = (STAGES | MEASURES)[name](store, settings, done)
             seconds = time.monotonic() - started
             record["stages"][name] = {
                 "uri": done[name].uri,
@@ -108,6 +115,8 @@ def main(job: str) -> None:
         print(format_metrics(done["evaluate"]))
     if "search" in done:
         print(format_search(done["search"]))
+    if "intention" in done:
+        print(format_intentions(done["intention"]))
     if "recommend" in done and "prepare" in done:
         print(format_lists(done["prepare"], done["recommend"]))
     print("\n".join(f"{stage:>10}: {artifact.uri}" for stage, artifact in done.items()))

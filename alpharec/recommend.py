@@ -35,13 +35,15 @@ from alpharec.catalog import (
     domains_of,
     load_dataset,
     open_table,
+    read_intentions,
     read_new_items,
     read_user_lists,
 )
 from alpharec.config import RecommendSettings, Settings
-from alpharec.embed import embed
+from alpharec.embed import embed_texts
 from alpharec.encoders import fingerprint
 from alpharec.graph import InteractionGraph
+from alpharec.intention import mix
 from alpharec.model import AlphaRec, Objective
 from alpharec.ranking import Lists, rank
 from alpharec.runtime import connect, cpus_each
@@ -198,18 +200,27 @@ def item_context(graph: InteractionGraph, first_UD: Tensor, first_ID: Tensor, nu
 
 @torch.no_grad()
 def represent_users(
-    network: AlphaRec, item_IT: Tensor, context: Tensor, lists: Lists, *, block_size: int = 1024
+    network: AlphaRec,
+    item_IT: Tensor,
+    context: Tensor,
+    lists: Lists,
+    *,
+    query_QT: Tensor | None = None,
+    query_of_U: Tensor | None = None,
+    alpha: float = 0.0,
+    block_size: int = 1024,
 ) -> Tensor:
-    """Return final representations, not scaled, of users given by their items N::
+    """Return final representations, not scaled, of users given by their items N, and by what they say they want::
 
-        e_u = projector(mean of x_i) / (L + 1) + |N|^-1/2 (sum of context_i), i in N
+        e_u = mix / (L + 1) + |N|^-1/2 (sum of context_i), i in N
+        mix = (1 - alpha) projector(mean of x_i) + alpha projector(query)
 
     The user's row of the propagation e^(k+1) = D^-1/2 A D^-1/2 e^(k), summed over k, with the items' layers as they
     were trained; a trained user given by its train items gets its own representation. With "propagate-first" the same
-    sum is taken of title vectors, and projected.
+    sum is taken of title vectors and projected, and the query is mixed into that.
 
-    Shapes: title vectors item_IT [I, T], any float; context [I, D] or [I, T]; ``lists``, U of them, none empty
-    -> [U, D].
+    Shapes: title vectors item_IT [I, T], any float; context [I, D] or [I, T]; ``lists``, U of them; ``query_QT``
+        [Q, T] and ``query_of_U`` [U], -1 for a user who says nothing, come together -> [U, D].
     """
     share = 1 / (network.num_layers + 1)
     blocks = []
@@ -218,11 +229,15 @@ def represent_users(
         start_B = lists.indptr[users_B] - lists.indptr[users_B[0]]
         used, place_P = item_P.unique(return_inverse=True)  # fp16 to float32 for the block's items only
         mean_BT = F.embedding_bag(place_P, item_IT[used].float(), start_B, mode="mean")
-        context_B = lists.counts[users_B].rsqrt()[:, None] * F.embedding_bag(item_P, context, start_B, mode="sum")
-        if network.propagate_first:
-            blocks.append(network.project(share * mean_BT + context_B))
-        else:
-            blocks.append(share * network.project(mean_BT) + context_B)
+        scale_B1 = lists.counts[users_B].clamp_min(1).rsqrt()[:, None]
+        context_B = scale_B1 * F.embedding_bag(item_P, context, start_B, mode="sum")
+        before = network.propagate_first  # the projector comes last
+        first_BD = network.project(share * mean_BT + context_B) if before else network.project(mean_BT)
+        if query_QT is not None and query_of_U is not None:
+            asks = query_of_U[users_B] >= 0
+            query_BD = network.project(query_QT[query_of_U[users_B][asks]].float())
+            first_BD[asks] = mix(first_BD[asks], query_BD, torch.full((len(query_BD),), alpha))
+        blocks.append(first_BD if before else share * first_BD + context_B)
     return torch.cat(blocks)
 
 
@@ -308,21 +323,22 @@ def _model_line(model: Mapping[str, Any]) -> str:
 
 
 def recommend(store: Store, settings: Settings) -> Artifact:
-    """Return lists of the best items for the bundle's users, or for those of ``recommend.users``.
+    """Return lists of the best items for the bundle's users, for those of ``recommend.users``, or for those of
+    ``recommend.intentions``, by what they want and their history.
 
     Writes ``part-*.parquet`` (user_id, item_ids and scores, best first), users in order. Equal scores go by lower item
     index, new items last. A list is shorter where candidates run out.
 
     Raises:
-        RecommendError: there is no such bundle, its title vectors are gone, or the encoder settings are not its own.
-        CatalogError: the users or new items file does not hold what it must.
-        EncoderError: a new title has no vector.
+        RecommendError: there is no such bundle, its title vectors or interactions are gone, or the encoder settings are
+            not its own.
+        CatalogError: the users, new items or intentions file does not hold what it must.
+        EncoderError: a new title or a query has no vector.
         ArtifactError: the bundle is damaged.
     """
     chosen, bundle = settings.recommend, _find_bundle(store, settings)
     given = _open_given(chosen)
-    content = {setting: file.sha256 for setting, file in given.items()}
-    version = digest([bundle.version, chosen.k, chosen.include_seen, content])[:16]
+    version = digest([bundle.version, chosen.k, chosen.include_seen, _content(chosen, given)])[:16]
     found = store.find("recommendations", settings.name, version)
     if found is not None:
         return found
@@ -365,7 +381,15 @@ def _open_given(chosen: RecommendSettings) -> dict[str, InputFile]:
         given["users"] = open_table(chosen.users, "users")
     if chosen.new_items:
         given["new_items"] = open_table(chosen.new_items, "new_items")
+    if chosen.intentions:
+        given["intentions"] = open_table(chosen.intentions, "intentions")
     return given
+
+
+def _content(chosen: RecommendSettings, given: Mapping[str, InputFile]) -> dict[str, Any]:
+    """Return what of the given files a version depends on."""
+    alpha = {"alpha": chosen.alpha} if "intentions" in given else {}
+    return {setting: file.sha256 for setting, file in given.items()} | alpha
 
 
 # ---------------------------------------------------------------- newcomers
@@ -375,52 +399,98 @@ def _represent_newcomers(
     store: Store, settings: Settings, bundle: Artifact, given: Mapping[str, InputFile]
 ) -> Artifact:
     """Return users and items never trained on, in the files of a bundle; ``users.parquet`` only if users are given."""
-    version = digest([bundle.version, {setting: file.sha256 for setting, file in given.items()}])[:16]
+    version = digest([bundle.version, _content(settings.recommend, given)])[:16]
     found = store.find("newcomers", settings.name, version)
     if found is not None:
         return found
-    # Both files are read, and refused where they must be, before the encoder starts.
+    # The files are read, and refused where they must be, before the encoder starts.
     known = bundle.read_table("items.parquet", columns=["item_id", "context"])
     item_ids, new_ids, titles = known["item_id"].combine_chunks(), pa.array([], pa.string()), pa.array([], pa.string())
-    if "new_items" in given:
+    if "new_items" in given or "intentions" in given:
         _check_encoder(settings, bundle)
+    if "new_items" in given:
         new_ids, titles = read_new_items(given["new_items"], item_ids)
-    lists = read_user_lists(given["users"], pa.concat_arrays([item_ids, new_ids])) if "users" in given else None
+    people = People.read(store, bundle, given, pa.concat_arrays([item_ids, new_ids]))
     network, objective = load_model(bundle.read_json("settings.json"), bundle.read_tensors("projector.safetensors"))
     if not isinstance(network, AlphaRec):
         raise RecommendError(
             f"{bundle.uri}: holds ID embeddings (model.kind = id), which know only the users and items they were "
             f"trained on (got recommend.{' and recommend.'.join(given)}); publish a model.kind = alpharec for newcomers"
         )
+    width = network.first.in_features
     draft = store.draft("newcomers", settings.name, version)
-    new_IT = _embed_titles(store, settings, new_ids, titles, width=network.first.in_features)
+    new_IT = _embed(store, settings, new_ids, titles, width)
     new_ID = objective.scale(represent_items(network, new_IT.float()))
     items = {"item_id": new_ids, "title": titles, "representation": _column(new_ID)}
     draft.write_table("items.parquet", pa.table(items))
-    if lists is not None:
+    if people is not None:
         item_IT = torch.cat([_title_vectors(store, bundle), new_IT])
         context_ID = F.pad(_matrix(known, "context"), (0, 0, 0, len(new_ids)))  # nobody has a new item yet
-        _write_users(draft, network, objective, item_IT, context_ID, *lists)
+        query_QT = _embed(store, settings, people.ids.take(pa.array(people.asking)), people.queries, width)
+        user_UD = people.represent(network, item_IT, context_ID, query_QT, settings.recommend.alpha)
+        columns = {"user_id": people.ids, "representation": _column(objective.scale(user_UD))}
+        draft.write_table("users.parquet", pa.table(columns))
+        draft.write_table("seen.parquet", _seen_table(people.seen))
     return draft.commit(
         settings=settings.model_dump(mode="json", include={"name", "encoder", "recommend"}),
         inputs={"bundle": bundle, **{setting: file.address for setting, file in given.items()}},
-        summary={"users": len(lists[0]) if lists is not None else 0, "items": len(new_ids)},
+        summary={"users": len(people.ids) if people is not None else 0, "items": len(new_ids)},
     )
 
 
-def _write_users(
-    draft: Draft,
-    network: AlphaRec,
-    objective: Objective,
-    item_IT: Tensor,
-    context_ID: Tensor,
-    user_ids: pa.StringArray,
-    pairs: Pairs,
-) -> None:
-    lists = Lists.from_pairs(torch.from_numpy(pairs.users), torch.from_numpy(pairs.items), len(user_ids))
-    user_UD = objective.scale(represent_users(network, item_IT, context_ID, lists))
-    draft.write_table("users.parquet", pa.table({"user_id": user_ids, "representation": _column(user_UD)}))
-    draft.write_table("seen.parquet", _seen_table(pairs))
+@dataclass(frozen=True)
+class People:
+    """Users to represent: what they have, what is not recommended to them, and what some of them say they want.
+
+    Shapes: ids (U,); asking (Q,), rows of ``ids``, with queries (Q,).
+    """
+
+    ids: pa.StringArray
+    history: Pairs
+    seen: Pairs
+    asking: npt.NDArray[np.int64]
+    queries: pa.StringArray
+
+    @classmethod
+    def read(
+        cls, store: Store, bundle: Artifact, given: Mapping[str, InputFile], item_ids: pa.StringArray
+    ) -> People | None:
+        """Read users given by their items, with or without intentions; or the bundle's users who have an intention,
+        with their train items; None where neither is given.
+        """
+        if "users" in given:
+            ids, pairs = read_user_lists(given["users"], item_ids)
+            asking, queries = np.array([], np.int64), pa.array([], pa.string())
+            if "intentions" in given:
+                asking, queries = read_intentions(given["intentions"], ids)
+            return cls(ids, pairs, pairs, asking, queries)
+        if "intentions" not in given:
+            return None
+        users = bundle.read_table("users.parquet", columns=["user_id"])["user_id"].combine_chunks()
+        rows, queries = read_intentions(given["intentions"], users)
+        train, seen = _input_of(store, bundle, "dataset").read_table("train.parquet"), bundle.read_table("seen.parquet")
+        history, seen = (_pairs_of(rows, table, len(users)) for table in (train, seen))
+        return cls(users.take(pa.array(rows)), history, seen, np.arange(len(rows)), queries)
+
+    def represent(
+        self, network: AlphaRec, item_IT: Tensor, context_ID: Tensor, query_QT: Tensor, alpha: float
+    ) -> Tensor:
+        """Return final representations, not scaled. Shapes: query_QT [Q, T], any float -> [U, D]."""
+        users, items = torch.from_numpy(self.history.users), torch.from_numpy(self.history.items)
+        query_of_U = torch.full((len(self.ids),), -1)
+        query_of_U[torch.from_numpy(self.asking)] = torch.arange(len(self.asking))
+        lists = Lists.from_pairs(users, items, len(self.ids))
+        return represent_users(
+            network, item_IT, context_ID, lists, query_QT=query_QT, query_of_U=query_of_U, alpha=alpha
+        )
+
+
+def _pairs_of(rows: npt.NDArray[np.int64], table: pa.Table, num_users: int) -> Pairs:
+    """Return the interactions of some users of a table, each user by its place in ``rows``."""
+    place = np.full(num_users, -1)
+    place[rows] = np.arange(len(rows))
+    users, items = place[table["user"].to_numpy()], table["item"].to_numpy().astype(np.int64)
+    return Pairs(users[users >= 0], items[users >= 0])
 
 
 def _check_encoder(settings: Settings, bundle: Artifact) -> None:
@@ -429,36 +499,32 @@ def _check_encoder(settings: Settings, bundle: Artifact) -> None:
         names = sorted(name for name in own.keys() | asked.keys() if own.get(name) != asked.get(name))
         got = ", ".join(f"{name} {asked.get(name)!r} instead of {own.get(name)!r}" for name in names)
         raise RecommendError(
-            f"{bundle.uri}: new items need the encoder the bundle was made with (got {got}); "
+            f"{bundle.uri}: new items and intentions need the encoder the bundle was made with (got {got}); "
             "set the encoder settings as its settings.json has them"
         )
 
 
-def _embed_titles(
-    store: Store, settings: Settings, item_ids: pa.StringArray, titles: pa.StringArray, *, width: int
-) -> Tensor:
-    """Return title vectors by the embedding stage. Shapes: -> [I, T], fp16."""
-    if not len(titles):
+def _embed(store: Store, settings: Settings, ids: pa.StringArray, texts: pa.StringArray, width: int) -> Tensor:
+    """Return the texts' vectors. Shapes: -> [n, T], fp16."""
+    if not len(texts):
         return torch.empty(0, width, dtype=torch.float16)
-    version = digest([item_ids.to_pylist(), titles.to_pylist()])[:16]
-    catalog = store.find("catalogs", settings.name, version)
-    if catalog is None:
-        draft = store.draft("catalogs", settings.name, version)
-        draft.write_table("items.parquet", pa.table({"item_id": item_ids, "title": titles}))
-        catalog = draft.commit(settings={"name": settings.name}, inputs={}, summary={"items": len(titles)})
-    return torch.from_numpy(load_vectors(embed(store, settings, catalog, publish=False)))
+    return torch.from_numpy(load_vectors(embed_texts(store, settings, ids, texts)))
 
 
 def _title_vectors(store: Store, bundle: Artifact) -> Tensor:
     """Return the title vectors of the bundle's items. Shapes: -> [I, T], fp16."""
-    place = _lineage(bundle, "vectors")
-    vectors = store.find(*place)
-    if vectors is None:
+    return torch.from_numpy(load_vectors(_input_of(store, bundle, "vectors")))
+
+
+def _input_of(store: Store, bundle: Artifact, role: str) -> Artifact:
+    place, what = _lineage(bundle, role), {"vectors": "title vectors", "dataset": "interactions"}[role]
+    found = store.find(*place)
+    if found is None:
         raise RecommendError(
-            f"{store.uri(*place)}: the title vectors of bundle {bundle.version} are gone, and users given by their "
-            "items need them; run jobs/embed.py with the settings the bundle was made with"
+            f"{store.uri(*place)}: the {what} of bundle {bundle.version} are gone, and users given by their "
+            "items or intentions need them; run jobs/embed.py with the settings the bundle was made with"
         )
-    return torch.from_numpy(load_vectors(vectors))
+    return found
 
 
 # ---------------------------------------------------------------- ranking on Ray

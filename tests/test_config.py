@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from alpharec.config import PAPER_HIDDEN_WIDTH, PRESETS, ModelSettings, Settings, SettingsError, load_settings
 
 CONFIGS = sorted((Path(__file__).parents[1] / "jobs" / "configs").glob("*.toml"))
-NUM_SETTINGS = 100
+NUM_SETTINGS = 109
 
 
 def toml(folder: Path, content: str) -> str:

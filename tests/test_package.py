@@ -9,9 +9,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 ORDER = ["config", "runtime", "report", "artifacts", "catalog", "encoders", "vectors", "embed", "graph", "model"]
-ORDER += ["ranking", "estimate", "baselines", "propagate", "train", "search", "recommend", "pipeline"]
+ORDER += ["ranking", "estimate", "baselines", "propagate", "train", "search", "intention", "recommend", "pipeline"]
 MAY_IMPORT = {
-    "ray": {"runtime", "embed", "propagate", "train", "search", "recommend"},
+    "ray": {"runtime", "embed", "propagate", "train", "search", "intention", "recommend"},
     "vllm": {"encoders"},
     "sentence_transformers": {"encoders"},
     "optuna": {"search"},

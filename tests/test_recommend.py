@@ -22,6 +22,7 @@ from alpharec.artifacts import Artifact, ArtifactError, Store
 from alpharec.catalog import CatalogError, Dataset, Pairs, load_dataset, open_table, prepare, read_user_lists
 from alpharec.config import Settings
 from alpharec.embed import embed
+from alpharec.encoders import make_encoder
 from alpharec.model import Objective
 from alpharec.ranking import Lists
 from alpharec.recommend import (
@@ -449,6 +450,62 @@ def test_new_users_need_the_title_vectors(shop: Shop) -> None:
     users = table_file(shop.folder, "one.csv", "user_id,item_ids", "a,i0")
     with pytest.raises(RecommendError, match=r"vectors of bundle .* are gone.*run jobs/embed.py"):
         recommend(bare, shop.asking(users=users))
+
+
+# ---------------------------------------------------------------- intentions
+
+
+def dense_asking_user(shop: Shop, items: list[int], query: str, alpha: float) -> Matrix:
+    """Return the formula in float64: ((1 - alpha) projector(mean text) + alpha projector(query)) / 3 + context."""
+    text, context = load_vectors(shop.vectors).astype(np.float64), matrix(shop.bundle, "items.parquet", "context")
+    asked = make_encoder(shop.settings.encoder, shop.settings.embed).encode([query]).astype(np.float64)
+    mean = text[items].mean(0, keepdims=True) if items else np.zeros((1, text.shape[1]))
+    ends = [project(shop.bundle, "projector.safetensors", vector) for vector in (mean, asked)]
+    first = (1 - alpha) * ends[0] + alpha * ends[1]
+    return unit(first / 3 + context[items].sum(0) / np.sqrt(max(1, len(items))))
+
+
+def test_users_of_the_bundle_get_lists_by_their_history_and_what_they_want(shop: Shop) -> None:
+    said = {"u4": "blue thing", "late": "red thing", "u1": "blue thing"}
+    wishes = table_file(shop.folder, "wishes.csv", "user_id,query", *(f"{user},{said[user]}" for user in said))
+    lists = read_lists(recommend(shop.store, shop.asking(intentions=wishes, alpha=0.7)))
+    dataset = load_dataset(shop.dataset)
+    ids, users = dataset.item_ids.to_pylist(), dataset.user_ids.to_pylist()
+    item_ID = matrix(shop.bundle, "items.parquet", "representation")
+    assert list(lists) == list(said)
+    for user, query in said.items():
+        train, seen = (histories(dataset, *splits)[users.index(user)] for splits in (["train"], []))
+        scores = (dense_asking_user(shop, train, query, 0.7) @ item_ID.T)[0]
+        assert lists[user]["item_ids"] == best(ids, scores, K, {ids[item] for item in seen})
+
+
+def test_some_of_the_new_users_say_what_they_want(shop: Shop) -> None:
+    users = table_file(shop.folder, "askers.csv", "user_id,item_ids", "a,i0 i2", "b,i1 i3", "c,i0 i2")
+    wishes = table_file(shop.folder, "wish.jsonl", json.dumps({"user_id": "c", "query": " blue \n thing"}))
+    lists = read_lists(recommend(shop.store, shop.asking(users=users, intentions=wishes, alpha=1.0)))
+    ids, item_ID = (
+        load_dataset(shop.dataset).item_ids.to_pylist(),
+        matrix(shop.bundle, "items.parquet", "representation"),
+    )
+    for user, items, alpha in (("a", [0, 2], 0.0), ("b", [1, 3], 0.0), ("c", [0, 2], 1.0)):
+        scores = (dense_asking_user(shop, items, "blue thing", alpha) @ item_ID.T)[0]
+        assert lists[user]["item_ids"] == best(ids, scores, K, {ids[item] for item in items})
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (["u0,red", "nobody,red"], "1 queries have an unknown user (got user nobody at line 3)"),
+        (["u0,red", "u0,blue"], "2 rows share a user (got user u0 at line 2, user u0 at line 3); give each user one"),
+        (["u0,red", "u1, "], "1 queries are empty (got user u1 at line 3); write what the user wants"),
+        ([], "is empty (got no rows); pass --recommend.intentions FILE"),
+    ],
+)
+def test_intentions_that_do_not_fit_are_refused(shop: Shop, lines: list[str], message: str) -> None:
+    wishes = table_file(shop.folder, "bad_wishes.csv", "user_id,query", *lines)
+    with pytest.raises(CatalogError, match=re.escape(message)) as refusal:
+        recommend(shop.store, shop.asking(intentions=wishes))
+    assert str(refusal.value).startswith(f"intentions {wishes}: ")
 
 
 # ---------------------------------------------------------------- new items

@@ -3,8 +3,8 @@
     python benchmarks/intention.py --dataset ml-1m                            # h = 1,536, 15 epochs: under 15 minutes
     python benchmarks/intention.py --dataset ml-1m --hidden 108 --epochs 40   # under 15 minutes
 
-Each user has one test target and one valid target; valid queries choose alpha. The descriptions are longer than the 128
-tokens that the encoder reads of a title by default; titles have the same vectors either way.
+Each user has one test target and one valid target; valid queries choose alpha. The model is that of
+``benchmarks/quality.py`` with the same options: what the storage holds is not trained again.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ def main() -> None:
     arguments.add_argument("--hidden", type=int, default=None, help="hidden width; unset: 1,536 for MiniLM's 384")
     arguments.add_argument("--epochs", type=int, default=15)
     arguments.add_argument("--seed", type=int, default=101)
-    arguments.add_argument("--max-length", type=int, default=256, help="tokens the encoder reads of a text")
     arguments.add_argument("--storage", default=str(ROOT / "store/benchmarks"))
     given = arguments.parse_args()
     show_progress()
@@ -34,7 +33,6 @@ def main() -> None:
         given.data,
         storage=given.storage,
         seed=given.seed,
-        encoder__max_length=given.max_length,
         model__hidden_width=given.hidden,
         train__max_epochs=given.epochs,
         evaluate__valid_mask="train+test",

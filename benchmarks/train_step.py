@@ -113,6 +113,9 @@ def main() -> None:
     arguments.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     arguments.add_argument("--commute", choices=["rule", "yes", "no"], default="rule", help="user mean after layer one")
     arguments.add_argument("--precision", choices=["float32", "bfloat16"], default="float32", help="of matrix products")
+    arguments.add_argument(
+        "--order", choices=["project-first", "propagate-first"], default="project-first", help="literal: project-first"
+    )
     arguments.add_argument("--literal-steps", type=int, default=3, help="steps of the literal form; 0 leaves it out")
     given = arguments.parse_args()
     warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
@@ -124,8 +127,12 @@ def main() -> None:
     )
     precision = getattr(torch, given.precision)
     commute = {"rule": None, "yes": True, "no": False}[given.commute]
-    features = TextFeatures.build(vectors.to(given.device), graph, commute=commute, precision=precision)
-    model = AlphaRec(given.width, hidden_width=given.hidden).to(given.device)
+    by_rows = given.order == "propagate-first"
+    model = AlphaRec(given.width, hidden_width=given.hidden, propagate_first=by_rows).to(given.device)
+    num_layers = model.num_layers - model.num_rounds
+    features = TextFeatures.build(
+        vectors.to(given.device), graph, commute=commute, precision=precision, num_layers=num_layers
+    )
     sampler = Sampler(graph, seed=101, batch_size=4096, num_negatives=256)
     literal = Literal(users, items, num_users, vectors.to(given.device), model) if given.literal_steps else None
     optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)
@@ -148,7 +155,10 @@ def main() -> None:
         batch = sampler.draw(step)
         marks.append(now())
         optimizer.zero_grad(set_to_none=True)
-        user_UD, item_ID = model(graph, features)
+        own = features
+        if by_rows:
+            own, (batch,) = features.of_batch([batch])
+        user_UD, item_ID = model(graph, own)
         loss = objective(user_UD, item_ID, batch) / sampler.positives_per_step
         marks.append(now())
         loss.backward()
@@ -157,7 +167,7 @@ def main() -> None:
         marks.append(now())
         if literal and step <= given.literal_steps:
             losses.append((round(float(loss.detach()), 6), round(literal_loss, 6)))
-            if abs(losses[-1][0] - losses[-1][1]) > (1e-3 if given.precision == "float32" else 2e-2):
+            if not by_rows and abs(losses[-1][0] - losses[-1][1]) > (1e-3 if given.precision == "float32" else 2e-2):
                 raise SystemExit(f"step {step}: loss {losses[-1][0]}, of the literal form {losses[-1][1]}")
         taken.append([after - before for before, after in itertools.pairwise(marks)])
     parts = [statistics.median(column) for column in zip(*taken[3:], strict=True)]
@@ -169,6 +179,7 @@ def main() -> None:
         literal_seconds_per_step=literal_seconds and round(literal_seconds, 3),
         hidden=given.hidden,
         precision=given.precision,
+        order=given.order,
         losses_beside_the_literal=losses,
         seconds_per_step=round(seconds, 4),
         seconds_per_epoch=round(seconds * sampler.steps_per_epoch, 2),

@@ -81,7 +81,7 @@ def main() -> None:
     arguments = parser("Titles a second of the embedding stage over those of its bare engine.")
     arguments.add_argument("--encoder", choices=["sentence-transformers", "vllm"], default="sentence-transformers")
     arguments.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
-    arguments.add_argument("--shard-size", type=int, default=4096)
+    arguments.add_argument("--shard-size", type=int, default=None, help="texts a shard; unset: the setting's own")
     arguments.add_argument("--rounds", type=int, default=2)
     given = arguments.parse_args()
     options = {"encoder__backend": given.encoder, "encoder__dtype": given.dtype, "embed__shard_size": given.shard_size}

@@ -41,7 +41,7 @@ def mixed(given: Any) -> Settings:
             data = singles[name].data.model_dump(exclude_unset=True)
             config.write("".join([f"[data.domains.{name}]\n", *(f"{key} = {json.dumps(data[key])}\n" for key in data)]))
         config.flush()
-        line = ["--config", config.name, "--name", "-and-".join(names), "--data.format", "mix"]
+        line = ["--config", config.name, "--name", "-and-".join(["mix", *names]), "--data.format", "mix"]
         return load_settings([*line, *map(str, train)])
 
 

@@ -77,6 +77,14 @@ class Domain:
     first_item: int
     end_item: int
 
+    @property
+    def users(self) -> slice:
+        return slice(self.first_user, self.end_user)
+
+    @property
+    def items(self) -> slice:
+        return slice(self.first_item, self.end_item)
+
 
 @dataclass(frozen=True)
 class Dataset:
@@ -107,14 +115,13 @@ class Dataset:
 
     def of(self, domain: Domain) -> Dataset:
         """Return one dataset of the mix, its indices from 0."""
-        users, items = slice(domain.first_user, domain.end_user), slice(domain.first_item, domain.end_item)
 
         def own(pairs: Pairs) -> Pairs:
-            mine = slice(*np.searchsorted(pairs.users, [users.start, users.stop]))
-            return Pairs(pairs.users[mine] - users.start, pairs.items[mine] - items.start)
+            mine = slice(*np.searchsorted(pairs.users, [domain.first_user, domain.end_user]))
+            return Pairs(pairs.users[mine] - domain.first_user, pairs.items[mine] - domain.first_item)
 
         splits = own(self.train), own(self.valid), own(self.test)
-        return Dataset(self.item_ids[items], self.titles[items], self.user_ids[users], *splits)
+        return Dataset(self.item_ids[domain.items], self.titles[domain.items], self.user_ids[domain.users], *splits)
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ from alpharec.model import AlphaRec, Objective
 from alpharec.ranking import Lists, rank
 from alpharec.runtime import connect, cpus_each
 from alpharec.train import build_graph, load_model
-from alpharec.vectors import load_vectors
+from alpharec.vectors import load_vectors, matrix, vector_column
 
 logger = logging.getLogger(__name__)
 
@@ -248,13 +248,12 @@ def represent_items(network: AlphaRec, item_IT: Tensor) -> Tensor:
     return network.project(share * item_IT) if network.propagate_first else share * network.project(item_IT)
 
 
-def _column(x_XD: Tensor) -> pa.FixedSizeListArray:
-    return pa.FixedSizeListArray.from_arrays(pa.array(x_XD.contiguous().numpy().reshape(-1)), x_XD.shape[1])
+def _column(x_XD: Tensor) -> pa.Array:
+    return vector_column(x_XD.numpy())
 
 
 def _matrix(table: pa.Table, column: str) -> Tensor:
-    flat = table[column].combine_chunks().flatten().to_numpy()
-    return torch.from_numpy(flat.copy()).view(table.num_rows, table.schema.field(column).type.list_size)
+    return torch.from_numpy(matrix(table, column).copy())
 
 
 def _seen_table(*splits: Pairs) -> pa.Table:

@@ -53,17 +53,13 @@ def page(
     )
 
 
-def lines(
-    series: Mapping[str, tuple[Sequence[float], Sequence[float]]], *, x: str, y: str, log_x: bool = False
-) -> Figure:
+def lines(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], *, x: str, y: str) -> Figure:
     """Return one line a series, from its x and y values: learning curves, an alpha curve."""
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots()
         for name, (xs, ys) in series.items():
             axes.plot(xs, ys, marker="o", markersize=3, label=name)
         _label(axes, x, y, legend=len(series) > 1)
-        if log_x:
-            axes.set_xscale("log")
     return figure
 
 
@@ -79,13 +75,7 @@ def bars(groups: Sequence[str], series: Mapping[str, Sequence[float]], *, y: str
     return figure
 
 
-def points(
-    panels: Mapping[str, tuple[Sequence[float], Sequence[float]]],
-    *,
-    names: Sequence[str] = (),
-    x: str = "",
-    y: str = "",
-) -> Figure:
+def points(panels: Mapping[str, tuple[Sequence[float], Sequence[float]]], *, names: Sequence[str] = ()) -> Figure:
     """Return one panel of points each, beside each other; a name is written beside each of the first points."""
     with plt.rc_context(STYLE):
         figure, all_axes = plt.subplots(1, len(panels), figsize=(7 * len(panels), 5), squeeze=False)
@@ -94,7 +84,6 @@ def points(
             for name, at_x, at_y in zip(names, xs, ys, strict=False):
                 axes.annotate(name, (at_x, at_y), fontsize=6)
             axes.set_title(title)
-            _label(axes, "", "", legend=False)
     return figure
 
 

@@ -621,9 +621,9 @@ def measure(
         return metrics, found["test"]
     metrics, parts = {"domains": {}}, []
     for domain in dataset.domains:
-        users, items = slice(domain.first_user, domain.end_user), slice(domain.first_item, domain.end_item)
-        metrics["domains"][domain.name], found = _measure(dataset.of(domain), user_UD[users], item_ID[items], settings)
-        parts.append({name: Evaluation(of.users + users.start, of.values) for name, of in found.items()})
+        sides = user_UD[domain.users], item_ID[domain.items]
+        metrics["domains"][domain.name], found = _measure(dataset.of(domain), *sides, settings)
+        parts.append({name: Evaluation(of.users + domain.first_user, of.values) for name, of in found.items()})
     joined = {split: _join([part[split] for part in parts]) for split in ("valid", "test")}
     return metrics | {split: found.means() for split, found in joined.items()}, joined["test"]
 

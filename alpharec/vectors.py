@@ -412,8 +412,8 @@ def matrix(table: pa.Table, column: str) -> npt.NDArray[Any]:
     return cast(npt.NDArray[Any], table[column].combine_chunks().flatten().to_numpy().reshape(len(table), width))
 
 
-def vector_column(vectors: npt.NDArray[np.float16]) -> pa.Array:
-    """Return vectors as a column. Shapes: [n, T] fp16."""
+def vector_column(vectors: npt.NDArray[Any]) -> pa.Array:
+    """Return vectors as a column of fixed-size lists; ``matrix`` reads it. Shapes: [n, T]."""
     return pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), vectors.shape[1])
 
 

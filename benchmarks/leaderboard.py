@@ -31,11 +31,10 @@ from alpharec.baselines import GraphFilter, ease, text_neighbors
 from alpharec.catalog import Dataset, load_dataset
 from alpharec.config import PRESETS, Settings, load_settings
 from alpharec.pipeline import run_stages
-from alpharec.propagate import propagate
 from alpharec.ranking import Evaluation, Scores, evaluate, evaluate_scores
 from alpharec.report import bars, lines, page
 from alpharec.runtime import show_progress
-from alpharec.train import State, Training, build_graph, popularity, truth_and_seen
+from alpharec.train import State, Training, build_graph, popularity, source_vectors, truth_and_seen
 from alpharec.vectors import load_vectors
 
 METRICS = ("recall@20", "ndcg@20", "hr@20")
@@ -112,9 +111,8 @@ class Board:
             "train__temperature": self.given.temperature,
             "model__hidden_width": self.given.hidden,
         }
-        settings, vectors = self.settings(**options), self.embedded["embed"]
-        if settings.model.order == "propagate-first":
-            vectors = propagate(Store(settings.storage), settings, self.prepared, vectors)
+        settings = self.settings(**options)
+        vectors = source_vectors(Store(settings.storage), settings, self.prepared, self.embedded["embed"])
         training = Training.build(settings, self.prepared, vectors)
         if name == "alpharec-shuffled":
             order = torch.randperm(len(self.item_IT), generator=torch.Generator().manual_seed(0))

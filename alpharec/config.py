@@ -23,19 +23,27 @@ PAPER_HIDDEN_WIDTH = {768: 6144, 1536: 3072, 3072: 1536, 4096: 1152}
 # For any other text width: the official 9/32 rule gives 108 for 384-d vectors and costs 13% Recall on ml-1m.
 DEFAULT_HIDDEN_WIDTH = 1536
 
+# Models that know no titles: Adam at 1e-3; AlphaRec's loss and batches, or ("-bpr") BPR with one negative.
+ID_MODELS: dict[str, dict[str, dict[str, Any]]] = {
+    "lightgcn": {"model": {"kind": "id"}},
+    "mf": {"model": {"kind": "id", "num_layers": 0}},
+    "sgl": {"model": {"kind": "id"}, "contrast": {"kind": "dropped-edges", "weight": 0.1}},
+    "xsimgcl": {"model": {"kind": "id", "layer_0_weight": 0.0}, "contrast": {"kind": "noise", "weight": 0.2}},
+}
+BPR = {"loss": "bpr", "num_negatives": 1}
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "paper": {},
     "linear-mapping": {"model": {"projector": "linear", "num_layers": 0}},
     "no-mlp": {"model": {"projector": "linear"}},
     "no-propagation": {"model": {"num_layers": 0}},
-    "no-contrast": {"train": {"loss": "bpr", "num_negatives": 1}},
+    "no-contrast": {"train": BPR},
     "propagate-first": {"model": {"order": "propagate-first"}},
-    "lightgcn": {"model": {"kind": "id"}, "train": {"learning_rate": 1e-3}},
-    "lightgcn-bpr": {"model": {"kind": "id"}, "train": {"learning_rate": 1e-3, "loss": "bpr", "num_negatives": 1}},
-    "mf": {"model": {"kind": "id", "num_layers": 0}, "train": {"learning_rate": 1e-3}},
-    "mf-bpr": {
-        "model": {"kind": "id", "num_layers": 0},
-        "train": {"learning_rate": 1e-3, "loss": "bpr", "num_negatives": 1},
+    **{name: sections | {"train": {"learning_rate": 1e-3}} for name, sections in ID_MODELS.items()},
+    **{f"{name}-bpr": sections | {"train": {"learning_rate": 1e-3} | BPR} for name, sections in ID_MODELS.items()},
+    "bc-loss": {"model": {"kind": "id"}, "train": {"learning_rate": 1e-3, "loss": "bc"}},
+    "multvae": {
+        "model": {"kind": "multvae", "hidden_width": 600, "width": 200},
+        "train": {"learning_rate": 1e-3, "loss": "multinomial"},
     },
 }
 
@@ -197,10 +205,11 @@ class EstimateSettings(Section):
 class ModelSettings(Section):
     """AlphaRec: a projector shared by users and items, then LightGCN propagation; or ID embeddings to compare with."""
 
-    kind: Literal["alpharec", "id"] = Field(
+    kind: Literal["alpharec", "id", "multvae"] = Field(
         "alpharec",
         description="alpharec: from titles. id: a free vector for each user and item, that is LightGCN, or matrix "
-        "factorisation with num_layers = 0; it knows no newcomers",
+        "factorisation with num_layers = 0. multvae: an autoencoder of a user's items, width of its latent vector. The "
+        "last two know no newcomers",
     )
     order: Literal["project-first", "propagate-first"] = Field(
         "project-first",
@@ -215,10 +224,17 @@ class ModelSettings(Section):
     )
     width: int = Field(64, ge=1, description="width of a representation")
     num_layers: int = Field(2, ge=0, description="propagation rounds; 0 turns propagation off")
+    layer_0_weight: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="weight of a node's own vector in its representation, the rest shared alike by the rounds' layers; "
+        "unset: all layers alike, as LightGCN",
+    )
 
     @model_validator(mode="after")
     def _check_order(self) -> ModelSettings:
-        if self.order == "propagate-first" and (self.kind == "id" or self.num_layers == 0):
+        if self.order == "propagate-first" and (self.kind != "alpharec" or self.num_layers == 0):
             raise ValueError(
                 "model.order = propagate-first needs title vectors and rounds to propagate them "
                 f"(got model.kind = {self.kind}, model.num_layers = {self.num_layers}); set model.order = project-first"
@@ -236,7 +252,13 @@ class TrainSettings(Section):
     run: str = Field(
         "", description="name of the run; the same name resumes it. Empty: derived from the data and all settings"
     )
-    loss: Literal["infonce", "bpr"] = Field("infonce", description="infonce on cosines; bpr on dot products")
+    loss: Literal["infonce", "bpr", "bc", "multinomial"] = Field(
+        "infonce",
+        description="infonce on cosines; bpr on dot products; bc: infonce with a margin by popularity (model.kind = "
+        "id); multinomial: over all of a user's items (model.kind = multvae)",
+    )
+    bias_weight: float = Field(0.5, ge=0, le=1, description="bc: weight of the loss of what popularity explains")
+    kl_weight: float = Field(0.2, ge=0, description="multinomial: beta, weight of the latent vector's divergence")
     temperature: float = Field(0.15, gt=0, description="tau of infonce; the paper: 0.15, on Games 0.2")
     num_negatives: int = Field(256, ge=1, description="negatives per positive; bpr takes 1")
     users_drawn: Literal["uniformly", "by-interactions"] = Field(
@@ -304,6 +326,20 @@ class TrainSettings(Section):
         return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[0]
 
 
+class ContrastSettings(Section):
+    """A second loss beside infonce or bpr: a node's two views against the views of the batch's other nodes."""
+
+    kind: Literal["none", "dropped-edges", "noise"] = Field(
+        "none",
+        description="dropped-edges: two graphs that each lack a share of the interactions (SGL). noise: added to every "
+        "node at every layer; the views are the result and its first layer (XSimGCL)",
+    )
+    weight: float = Field(0.1, gt=0, description="lambda, of the second loss")
+    temperature: float = Field(0.2, gt=0, description="tau of its softmax")
+    dropped: float = Field(0.1, gt=0, lt=1, description="dropped-edges: share of the interactions that a view lacks")
+    noise: float = Field(0.1, gt=0, description="noise: length of what is added to a node's vector")
+
+
 class EvaluateSettings(Section):
     """Full ranking of all items, items already seen masked."""
 
@@ -338,7 +374,7 @@ class SearchRange(Section):
 
 # What a search may choose; title vectors, the graph and the validation lists do not depend on it, so trials share them.
 SEARCHABLE: dict[str, type[Section]] = {
-    **dict.fromkeys(("model.num_layers", "model.hidden_width", "model.width"), ModelSettings),
+    **dict.fromkeys(("model.num_layers", "model.layer_0_weight", "model.hidden_width", "model.width"), ModelSettings),
     **dict.fromkeys(
         ("train.temperature", "train.learning_rate", "train.num_negatives", "train.batch_size"), TrainSettings
     ),
@@ -364,6 +400,7 @@ class SearchSettings(Section):
             "train.learning_rate": SearchRange(low=1e-4, high=5e-3, log=True),
             "train.num_negatives": SearchRange(low=64, high=1024, log=True),
             "model.num_layers": SearchRange(low=1, high=4),
+            "model.layer_0_weight": SearchRange(low=0, high=0.8),
             "model.hidden_width": SearchRange(low=108, high=3072, log=True),
         },
         description="what is searched: setting -> {low, high, log} or a list of values",
@@ -480,11 +517,12 @@ class Settings(BaseSettings):
     seed: int = Field(101, ge=0, description="the one seed; same seed and same workers: same bits on CPU")
     preset: Literal[
         "paper", "linear-mapping", "no-mlp", "no-propagation", "no-contrast", "propagate-first", "lightgcn",
-        "lightgcn-bpr", "mf", "mf-bpr",
+        "lightgcn-bpr", "mf", "mf-bpr", "sgl", "sgl-bpr", "xsimgcl", "xsimgcl-bpr", "bc-loss", "multvae",
     ] = Field(
         "paper",
         description="starting point of model and train settings: the paper's model, one of its ablations, the other "
-        "order, or an ID model (lightgcn, mf: AlphaRec's loss and batches; -bpr: BPR with one negative)",
+        "order, or a model that knows no titles (lightgcn, mf, sgl, xsimgcl: AlphaRec's loss and batches; -bpr: BPR "
+        "with one negative, as published; bc-loss, multvae)",
     )  # fmt: skip
     data: DataSettings = DataSettings()
     encoder: EncoderSettings = EncoderSettings()
@@ -493,6 +531,7 @@ class Settings(BaseSettings):
     estimate: EstimateSettings = EstimateSettings()
     model: ModelSettings = ModelSettings()
     train: TrainSettings = TrainSettings()
+    contrast: ContrastSettings = ContrastSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
     search: SearchSettings = SearchSettings()
     intention: IntentionSettings = IntentionSettings()
@@ -514,6 +553,19 @@ class Settings(BaseSettings):
         if self.evaluate.select_k not in self.evaluate.ks:
             raise ValueError(
                 f"evaluate.select_k must be one of evaluate.ks {self.evaluate.ks} (got {self.evaluate.select_k})"
+            )
+        kind, loss, contrast = self.model.kind, self.train.loss, self.contrast.kind
+        if (loss == "multinomial") != (kind == "multvae") or (loss == "bc" and kind != "id"):
+            raise ValueError(
+                "train.loss = multinomial and model.kind = multvae go together, and train.loss = bc with model.kind = "
+                f"id (got {loss} and {kind}); choose a preset"
+            )
+        unpropagated = self.model.num_layers == 0 or self.model.order == "propagate-first"
+        if contrast != "none" and (unpropagated or loss not in ("infonce", "bpr")):
+            raise ValueError(
+                "contrast needs propagation in the step, and infonce or bpr beside it (got "
+                f"contrast.kind = {contrast}, model.num_layers = {self.model.num_layers}, "
+                f"model.order = {self.model.order}, train.loss = {loss}); set contrast.kind = none"
             )
         return self
 

@@ -219,8 +219,11 @@ def size_of(
     Raises:
         EstimateError: neither gives a size, or the model is not AlphaRec.
     """
-    if settings.model.kind == "id":
-        raise EstimateError("estimate: knows model.kind = alpharec alone (got id)")
+    if not _known(settings):
+        raise EstimateError(
+            "estimate: knows model.kind = alpharec with contrast.kind = none alone "
+            f"(got {settings.model.kind}, {settings.contrast.kind})"
+        )
     given, model, train = settings.estimate, settings.model, settings.train
     counts, known = dataset or {}, {}
     stored = {"users": counts.get("users"), "items": counts.get("items"), "interactions": counts.get("train")}
@@ -251,6 +254,10 @@ def size_of(
     )
 
 
+def _known(settings: Settings) -> bool:
+    return settings.model.kind == "alpharec" and settings.contrast.kind == "none"
+
+
 def run_problems(
     settings: Settings,
     dataset: Mapping[str, int],
@@ -265,7 +272,7 @@ def run_problems(
         memory: bytes of the host for each worker.
         gpu_kinds: of the cluster; the smallest known one is taken where workers use a GPU, none known says nothing.
     """
-    if settings.model.kind == "id":
+    if not _known(settings):
         return []
     size = size_of(settings.model_copy(update={"estimate": EstimateSettings()}), dataset, vectors)
     kinds = [DEVICES[kind.lower()] for kind in gpu_kinds if kind.lower() in DEVICES] if settings.train.use_gpu else []

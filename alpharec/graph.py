@@ -23,6 +23,16 @@ MOST_INTERACTIONS = 2**31 - 1  # of a worker: index lists are int32
 VIRTUAL_SHARDS = 1024  # ranges of users of about equal cost; workers divide them, so at most 0.1% is out of balance
 
 
+def layer_weights(num_layers: int, layer_0_weight: float | None = None) -> tuple[float, ...]:
+    """Return the weights of layers 0..L in a representation, which add up to 1.
+
+    Alike, as LightGCN's; or ``layer_0_weight`` for a node's own vector, the rest shared alike by layers 1..L.
+    """
+    if layer_0_weight is None or num_layers == 0:
+        return (1 / (num_layers + 1),) * (num_layers + 1)
+    return (layer_0_weight, *((1 - layer_0_weight) / num_layers,) * num_layers)
+
+
 @dataclass(frozen=True)
 class Part:
     """Which worker this is, of how many."""
@@ -160,6 +170,28 @@ class InteractionGraph:
         )
         return moved
 
+    def thinned(self, share: float, key: Key) -> InteractionGraph:
+        """Return the graph without a random ``share`` of its interactions, its degrees those of what is left.
+
+        For products alone; batches are drawn from the whole graph.
+        """
+        thin = self.to(self.items.device)
+        user_E = torch.repeat_interleave(self.user_degree_U) + self.first_user
+        item_E = torch.repeat_interleave(self.colptr.diff())
+        by_user = uniform(user_E * self.num_items + self.items, key) >= share
+        by_item = uniform((self.users + self.first_user).long() * self.num_items + item_E, key) >= share
+        thin.rowptr, thin.items = _kept(self.rowptr, self.items, by_user)
+        thin.colptr, thin.users = _kept(self.colptr, self.users, by_item)
+        thin.user_degree_U = thin.rowptr.diff().long()
+        thin.item_degree_I = self.part.sum(thin.colptr.diff().long())
+        thin.user_scale_U1 = _inverse(thin.user_degree_U.float().sqrt())[:, None]
+        thin.item_scale_I1 = _inverse(thin.item_degree_I.float().sqrt())[:, None]
+        return thin
+
+    def sum_of_items(self, item_ID: Tensor) -> Tensor:
+        """Return the sum of the rows of each user's train items; differentiable. Shapes: [I, D] -> [U, D]."""
+        return cast(Tensor, _SumOfItems.apply(item_ID, self))  # type: ignore[no-untyped-call]
+
     def _user_sum(self, item_ID: Tensor) -> Tensor:
         return F.embedding_bag(self.items, item_ID, self.rowptr, mode="sum", include_last_offset=True)
 
@@ -185,25 +217,27 @@ class InteractionGraph:
         """Return this worker's share of the sum over workers. Shapes: [I, D] -> [S, D]."""
         return self.part.sum_share(item_ID)
 
-    def propagate(self, user_UD: Tensor, item_SD: Tensor, num_layers: int) -> tuple[Tensor, Tensor]:
-        """Return the mean of layers 0..L of E^(k+1) = D^-1/2 A D^-1/2 E^(k), users of this worker and all items.
+    def propagate(self, user_UD: Tensor, item_SD: Tensor, weights: Sequence[float]) -> tuple[Tensor, Tensor]:
+        """Return the sum of layers 0..L, weighted, of E^(k+1) = D^-1/2 A D^-1/2 E^(k), own users and all items.
+
+        ``weights`` [L + 1]: ``layer_weights`` gives LightGCN's, their mean.
 
         Shapes: user_UD [U, D]; item_SD, this worker's share of item rows (``part.rows``) -> [U, D], [I, D].
         Source: LightGCN (arXiv 2002.02126) eq. 3-8; AlphaRec (arXiv 2407.05441) eq. 2-3.
         """
-        return cast(tuple[Tensor, Tensor], _Propagate.apply(user_UD, item_SD, self, num_layers))  # type: ignore[no-untyped-call]
+        return cast(tuple[Tensor, Tensor], _Propagate.apply(user_UD, item_SD, self, tuple(weights)))  # type: ignore[no-untyped-call]
 
-    def _mean_of_layers(self, user_UD: Tensor, item_ID: Tensor, num_layers: int) -> tuple[Tensor, Tensor]:
-        # Horner: e + A(e + A e) sums the layers without keeping them. Users stay on their worker, items are summed
-        # while the users' product runs.
-        user, item = user_UD.clone(), item_ID.clone()
-        for _ in range(num_layers):
+    def _sum_of_layers(self, user_UD: Tensor, item_ID: Tensor, weights: Sequence[float]) -> tuple[Tensor, Tensor]:
+        # Horner: w0 e + A(w1 e + A w2 e) sums the layers without keeping them. Users stay on their worker, items are
+        # summed while the users' product runs.
+        user, item = user_UD * weights[-1], item_ID * weights[-1]
+        for weight in reversed(weights[:-1]):
             to_items = self._item_sum(user.mul_(self.user_scale_U1))
             arrives = self.part.start_sum(to_items)
-            user = self._user_sum(item.mul_(self.item_scale_I1)).mul_(self.user_scale_U1).add_(user_UD)
+            user = self._user_sum(item.mul_(self.item_scale_I1)).mul_(self.user_scale_U1).add_(user_UD, alpha=weight)
             arrives()
-            item = to_items.mul_(self.item_scale_I1).add_(item_ID)
-        return user.div_(num_layers + 1), item.div_(num_layers + 1)
+            item = to_items.mul_(self.item_scale_I1).add_(item_ID, alpha=weight)
+        return user, item
 
 
 class _Propagate(torch.autograd.Function):
@@ -211,18 +245,36 @@ class _Propagate(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, user_UD: Tensor, item_SD: Tensor, graph: InteractionGraph, num_layers: int
+        ctx: Any, user_UD: Tensor, item_SD: Tensor, graph: InteractionGraph, weights: tuple[float, ...]
     ) -> tuple[Tensor, Tensor]:
-        ctx.graph, ctx.num_layers = graph, num_layers
-        return graph._mean_of_layers(user_UD, graph.gather_items(item_SD), num_layers)
+        ctx.graph, ctx.weights = graph, weights
+        return graph._sum_of_layers(user_UD, graph.gather_items(item_SD), weights)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
         graph = ctx.graph
-        if ctx.num_layers == 0:
-            return gradients[0], graph.share_of_items(gradients[1]), None, None
-        user, item = graph._mean_of_layers(gradients[0], graph.part.sum(gradients[1]), ctx.num_layers)
+        if len(ctx.weights) == 1:
+            weight = ctx.weights[0]
+            return gradients[0] * weight, graph.share_of_items(gradients[1]) * weight, None, None
+        user, item = graph._sum_of_layers(gradients[0], graph.part.sum(gradients[1]), ctx.weights)
         return user, item[graph.part.rows(graph.num_items)], None, None
+
+
+class _SumOfItems(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, item_ID: Tensor, graph: InteractionGraph) -> Tensor:
+        ctx.graph = graph
+        return graph._user_sum(item_ID)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return ctx.graph._item_sum(gradients[0].contiguous()), None
+
+
+def _kept(pointers: Tensor, indices: Tensor, keep_E: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the row pointers and column indices of the entries that are kept."""
+    before = torch.cat([keep_E.new_zeros(1, dtype=torch.int32), keep_E.cumsum(0, dtype=torch.int32)])
+    return before[pointers.long()], indices[keep_E]
 
 
 def _inverse(x: Tensor) -> Tensor:
@@ -265,10 +317,14 @@ class Batch:
     """Positives and negatives whose user belongs to this worker.
 
     Shapes: user_B [B] rows of the worker's users; item_BN [B, 1 + N] int32, the positive first.
+
+    Attributes:
+        size: positives drawn with these, over all workers.
     """
 
     user_B: Tensor
     item_BN: Tensor
+    size: int
 
 
 @dataclass(frozen=True)
@@ -325,7 +381,7 @@ class Sampler:
         epoch, position = divmod(step, self.steps_per_epoch)
         rows = range(self.positives_per_step) if rows is None else rows
         row_B = torch.arange(rows.start, rows.stop, device=device)
-        shuffled_B = _shuffle(row_B + position * self.positives_per_step, graph.num_interactions, self._key(epoch, 0))
+        shuffled_B = _shuffle(row_B + position * self.positives_per_step, graph.num_interactions, self.key(epoch, 0))
         if self.by_interactions:
             user_B = torch.bucketize(shuffled_B, self._ends_U, right=True) - graph.first_user
         else:
@@ -334,22 +390,29 @@ class Sampler:
         user_B, row_B = user_B[mine], row_B[mine]
         start_B, degree_B = graph.rowptr[user_B].long(), graph.user_degree_U[user_B]
         domain_B = graph.domain_of(user_B + graph.first_user)
-        positive_B = graph.items[start_B + _below(degree_B, row_B, self._key(step, 1))]
+        positive_B = graph.items[start_B + _below(degree_B, row_B, self.key(step, 1))]
         counter_BN = row_B[:, None] * self.num_negatives + torch.arange(self.num_negatives, device=device)
-        gap_BN = _below((graph.domain_sizes[domain_B] - degree_B)[:, None], counter_BN, self._key(step, 2))
+        gap_BN = _below((graph.domain_sizes[domain_B] - degree_B)[:, None], counter_BN, self.key(step, 2))
         seen_before_BN = (
             torch.searchsorted(graph._gap_keys, user_B[:, None] * (graph.num_items + 1) + gap_BN, right=True)
             - (start_B - graph.domain_items[domain_B])[:, None]
         )
         item_BN = torch.cat([positive_B[:, None], gap_BN.add_(seen_before_BN).int()], 1)
-        return Batch(user_B, item_BN)
+        return Batch(user_B, item_BN, len(rows))
 
-    def _key(self, counter: int, stream: int) -> tuple[int, int]:
+    def key(self, counter: int, stream: int) -> Key:
+        """Return the key of a stream of random numbers, of a step or an epoch; 0 to 2 are the sampler's own."""
         mixed = _mix64(_mix64(_mix64(self.seed) ^ counter) ^ stream)
         return mixed & _MASK32, mixed >> 32
 
 
+Key = tuple[int, int]
 _MASK32 = 0xFFFFFFFF
+
+
+def uniform(counter: Tensor, key: Key) -> Tensor:
+    """Return a number in [0, 1) for each counter, a pure function of both. Shapes: int64 [...] -> float32 [...]."""
+    return (_uniform32(counter, key) >> 8).float() * 2.0**-24
 
 
 def _mix64(value: int) -> int:
@@ -369,14 +432,14 @@ def _hash32(x: Tensor) -> Tensor:
     return x
 
 
-def _uniform32(counter: Tensor, key: tuple[int, int]) -> Tensor:
+def _uniform32(counter: Tensor, key: Key) -> Tensor:
     """Return 32 random bits for each counter, as int64 in 0..2^32-1."""
     low, high = (word - (1 << 32) if word >> 31 else word for word in key)
     bits = _hash32(_hash32(counter.int().add_(low)).bitwise_xor_(high))
     return bits.long().bitwise_and_(_MASK32)
 
 
-def _below(bound: Tensor, counter: Tensor, key: tuple[int, int]) -> Tensor:
+def _below(bound: Tensor, counter: Tensor, key: Key) -> Tensor:
     """Draw integers in 0..bound-1; the bias is bound / 2^32: under 0.3% for 10 million items."""
     draw = _uniform32(counter, key)
     draw *= bound
@@ -384,7 +447,7 @@ def _below(bound: Tensor, counter: Tensor, key: tuple[int, int]) -> Tensor:
     return draw
 
 
-def _shuffle(index: Tensor, size: int, key: tuple[int, int]) -> Tensor:
+def _shuffle(index: Tensor, size: int, key: Key) -> Tensor:
     """Return the places of ``index`` in a pseudo-random permutation of 0..size-1, without ever listing it.
 
     A four-round Feistel network over the next power of four; places past the end walk on until they fall inside.
@@ -396,7 +459,7 @@ def _shuffle(index: Tensor, size: int, key: tuple[int, int]) -> Tensor:
     return place
 
 
-def _feistel(index: Tensor, half: int, key: tuple[int, int]) -> Tensor:
+def _feistel(index: Tensor, half: int, key: Key) -> Tensor:
     left, right = index >> half, index & ((1 << half) - 1)
     for turn in range(4):
         left, right = right, left ^ (_uniform32(right, (key[0], key[1] ^ turn)) & ((1 << half) - 1))

@@ -321,7 +321,7 @@ class Frozen:
         network, objective = load_model(model.settings, model.read_tensors("model.safetensors"))
         if not isinstance(network, AlphaRec):
             raise IntentionError(
-                f"{model.uri}: holds ID embeddings (model.kind = id), which no query can be mixed into; "
+                f"{model.uri}: is of another model.kind than alpharec, which no query can be mixed into; "
                 "set model.kind = alpharec"
             )
         graph = build_graph(dataset)
@@ -338,12 +338,12 @@ class Frozen:
 
         Shapes: query_UD [U, D], alpha_U [U], 0 for a user who says nothing -> [U, D], [I, D].
         """
-        mixed_UD, num_layers = mix(self.history_UD, query_UD, alpha_U), self.network.num_rounds
+        mixed_UD, weights = mix(self.history_UD, query_UD, alpha_U), self.network.step_weights
         if together:
-            user_UD, item_ID = self.graph.propagate(mixed_UD, self.item_ID, num_layers)
+            user_UD, item_ID = self.graph.propagate(mixed_UD, self.item_ID, weights)
         else:
-            user_UD, item_ID = self.graph.propagate(self.history_UD, self.item_ID, num_layers)
-            user_UD = user_UD + (mixed_UD - self.history_UD) / (num_layers + 1)
+            user_UD, item_ID = self.graph.propagate(self.history_UD, self.item_ID, weights)
+            user_UD = user_UD + (mixed_UD - self.history_UD) * weights[0]
         return self.objective.scale(user_UD), self.objective.scale(item_ID)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from alpharec.graph import Batch, InteractionGraph, Sampler
+from alpharec.graph import Batch, InteractionGraph, Sampler, layer_weights
 
 # Per hidden unit, a user's mean taken before the first layer costs U x T multiplications, taken after it E additions.
 # Measured on 2 CPU cores at U T / E = 5.8 (ml-1m, H = 1,536): after is 20 to 30% faster a step.
@@ -71,13 +71,14 @@ class TextFeatures:
         *,
         commute: bool | None = None,
         precision: torch.dtype | None = None,
-        num_layers: int = 0,
+        weights: Sequence[float] = (1.0,),
     ) -> TextFeatures:
         """Keep user means where that is cheaper: where U x T <= 4 E; ``commute`` decides by hand.
 
         ``item_ST`` are the vectors of this worker's share of items (``part.rows``). ``precision``, e.g. bfloat16, is
         that of the projector's matrix products; weights, their gradients and representations keep the weights' own.
-        None: the vectors'. With ``num_layers`` the vectors themselves are propagated, and user means always kept.
+        None: the vectors'. With ``weights`` of several layers the vectors themselves are propagated, and user means
+        always kept.
 
         Raises:
             ValueError: the vectors do not cover the worker's items, or are not finite.
@@ -91,13 +92,14 @@ class TextFeatures:
         precision = precision or item_ST.dtype
         if commute is None:
             commute = mean_commutes(graph.num_users, graph.num_interactions, item_ST.shape[1])
-        if commute and not num_layers:
+        propagated = len(weights) > 1
+        if commute and not propagated:
             return cls(item_ST.to(precision), None)
         # Some columns at a time, so that no worker ever holds the vectors of all items.
         users, items = [], []
         for part in item_ST.split(UNITS_SUMMED, 1):
-            user_UT, item_IT = propagate_vectors(graph.gather_items(part.contiguous()), graph, num_layers)
-            if num_layers:  # rounded as they are stored
+            user_UT, item_IT = propagate_vectors(graph.gather_items(part.contiguous()), graph, weights)
+            if propagated:  # rounded as they are stored
                 user_UT, item_IT = user_UT.half(), item_IT.half()
             users.append(user_UT.to(precision))
             items.append(item_IT[rows].to(precision))
@@ -133,18 +135,18 @@ class TextFeatures:
             place_I = drawn_I.cumsum(0, dtype=torch.int32) - 1
             items, item_ST = [place_I[item_BN] for item_BN in items], item_ST[drawn_I]
         of_batch = TextFeatures(item_ST, self.user_UT[user_R], self.whole)
-        return of_batch, itertools.starmap(Batch, zip(places, items, strict=True))
+        return of_batch, itertools.starmap(Batch, zip(places, items, [piece.size for piece in pieces], strict=True))
 
 
-def propagate_vectors(item_IC: Tensor, graph: InteractionGraph, num_layers: int) -> tuple[Tensor, Tensor]:
+def propagate_vectors(item_IC: Tensor, graph: InteractionGraph, weights: Sequence[float]) -> tuple[Tensor, Tensor]:
     """Return some columns of users' means and items' vectors, propagated: the features of "propagate-first".
 
     Shapes: [I, C] -> [U, C], [I, C]. Source: TextGCN (arXiv 2510.12461).
     """
     user_UC = graph.mean_of_items(item_IC)
-    if num_layers == 0:
+    if len(weights) == 1:
         return user_UC, item_IC
-    return graph.propagate(user_UC, item_IC[graph.part.rows(graph.num_items)], num_layers)
+    return graph.propagate(user_UC, item_IC[graph.part.rows(graph.num_items)], weights)
 
 
 class AlphaRec(nn.Module):
@@ -156,6 +158,7 @@ class AlphaRec(nn.Module):
         width: D.
         projector: "mlp", Linear(T,H) - LeakyReLU(0.01) - Linear(H,D), or "linear", Linear(T,D) without bias.
         num_layers: L of the propagation; 0 turns it off.
+        layer_0_weight: of a node's own vector in the sum of layers; None: 1 / (L + 1).
         propagate_first: it is the vectors that were propagated, before the projector; no graph is left in a step.
         seed: of the initial weights, uniform in +-1/sqrt(inputs) as torch initialises a Linear.
 
@@ -171,11 +174,13 @@ class AlphaRec(nn.Module):
         width: int = 64,
         projector: str = "mlp",
         num_layers: int = 2,
+        layer_0_weight: float | None = None,
         propagate_first: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__()
         self.num_layers, self.width, self.propagate_first = num_layers, width, propagate_first
+        self.layer_weights = layer_weights(num_layers, layer_0_weight)
         # Made on "meta", so that torch's own initialisation does not advance the global generator.
         first_width = hidden_width if projector == "mlp" else width
         self.first = nn.Linear(text_width, first_width, bias=projector == "mlp", device="meta").to_empty(device="cpu")
@@ -203,16 +208,16 @@ class AlphaRec(nn.Module):
         return self.first.weight, *rest
 
     @property
-    def num_rounds(self) -> int:
-        """Rounds of propagation after the projector."""
-        return 0 if self.propagate_first else self.num_layers
+    def step_weights(self) -> tuple[float, ...]:
+        """Layer weights of the propagation after the projector."""
+        return (1.0,) if self.propagate_first else self.layer_weights
 
     def features(
         self, item_ST: Tensor, graph: InteractionGraph, *, precision: torch.dtype | None = None
     ) -> TextFeatures:
         """Return the features that this model reads, from title vectors; see ``TextFeatures.build``."""
-        num_layers = self.num_layers - self.num_rounds
-        return TextFeatures.build(item_ST, graph, precision=precision, num_layers=num_layers)
+        weights = self.layer_weights if self.propagate_first else (1.0,)
+        return TextFeatures.build(item_ST, graph, precision=precision, weights=weights)
 
     def layer_0(self, graph: InteractionGraph, features: TextFeatures) -> tuple[Tensor, Tensor]:
         """Return representations before propagation. Shapes: -> user_UD [U, D], item_SD [S, D]."""
@@ -224,7 +229,7 @@ class AlphaRec(nn.Module):
     def forward(self, graph: InteractionGraph, features: TextFeatures) -> tuple[Tensor, Tensor]:
         """Return final representations, not normalised. Shapes: -> user_UD [U, D], item_ID [I, D]."""
         user_UD, item_SD = self.layer_0(graph, features)
-        return (user_UD, item_SD) if features.whole else graph.propagate(user_UD, item_SD, self.num_rounds)
+        return (user_UD, item_SD) if features.whole else graph.propagate(user_UD, item_SD, self.step_weights)
 
 
 class _Project(torch.autograd.Function):
@@ -369,13 +374,26 @@ class Objective:
 
     def __call__(self, user_UD: Tensor, item_ID: Tensor, batch: Batch) -> Tensor:
         """Return the sum of the loss over the batch's positives."""
-        return self.of_scaled(user_UD, self.scale(item_ID), batch)
+        return self._of_scaled((user_UD, self.scale(item_ID)), batch)
 
-    def of_scaled(self, user_UD: Tensor, item_ID: Tensor, batch: Batch) -> Tensor:
-        """Return the same from items that are scaled already, once for several batches."""
+    def ends(self, model: nn.Module, sampler: Sampler, features: TextFeatures | None, step: int) -> tuple[Tensor, ...]:
+        """Return what the pieces of a batch share of a pass through the model: users, and items scaled already."""
+        user_UD, item_ID = model(sampler.graph, features)
+        return user_UD, self.scale(item_ID)
+
+    def of_ends(self, ends: Sequence[Tensor], batch: Batch, graph: InteractionGraph) -> Tensor:
+        """Return the sum of the loss over a piece's positives."""
+        return self._of_scaled(ends, batch)
+
+    def _of_scaled(self, ends: Sequence[Tensor], batch: Batch) -> Tensor:
+        user_UD, item_ID = ends
         score_BN = sampled_scores(self.scale(user_UD[batch.user_B]), item_ID, batch.item_BN)
         if self.loss == "bpr":
             return F.softplus(score_BN[:, 1] - score_BN[:, 0]).sum()
+        return self.softmax_loss(score_BN)
+
+    def softmax_loss(self, score_BN: Tensor) -> Tensor:
+        """Return the sum of -log softmax(scores / temperature) of the first candidates."""
         logit_BN = score_BN / self.temperature
         return (torch.logsumexp(logit_BN, 1) - logit_BN[:, 0]).sum()
 
@@ -450,16 +468,15 @@ def train_step(
     """
     graph, pieces = sampler.graph, sampler.pieces(step)
     optimizer.zero_grad(set_to_none=True)
-    if features is not None and features.user_UT is not None and model.num_rounds == 0:
+    if features is not None and features.user_UT is not None and model.step_weights == (1.0,):
         # No other row takes part.
         features, pieces = features.of_batch(list(pieces))
-    user_UD, item_ID = model(graph, features)
-    ends = user_UD, objective.scale(item_ID)
+    ends = objective.ends(model, sampler, features, step)
     # Cut from the model here: the scores of a piece are gone before those of the next are made.
     leaves = [end.detach().requires_grad_() for end in ends]
-    loss = user_UD.new_zeros(())
+    loss = ends[0].new_zeros(())
     for batch in pieces:
-        of_piece = objective.of_scaled(leaves[0], leaves[1], batch) / sampler.positives_per_step
+        of_piece = objective.of_ends(leaves, batch, graph) / sampler.positives_per_step
         of_piece.backward()
         loss += of_piece.detach()
     total = float(graph.part.sum(loss))

@@ -21,7 +21,7 @@ import torch
 from alpharec.artifacts import Artifact, ArtifactError, Draft, Store, digest
 from alpharec.catalog import read_pairs
 from alpharec.config import Settings
-from alpharec.graph import InteractionGraph
+from alpharec.graph import InteractionGraph, layer_weights
 from alpharec.model import propagate_vectors
 from alpharec.runtime import connect, cpus_each
 from alpharec.vectors import iter_vectors, matrix, vector_column
@@ -40,8 +40,9 @@ def propagate(store: Store, settings: Settings, dataset: Artifact, vectors: Arti
     Raises:
         ArtifactError: an input is damaged.
     """
-    num_layers, width = settings.model.num_layers, vectors.summary["width"]
-    version = digest([dataset.version, vectors.version, num_layers])[:16]
+    model, width = settings.model, vectors.summary["width"]
+    weights = layer_weights(model.num_layers, model.layer_0_weight)
+    version = digest([dataset.version, vectors.version, weights])[:16]
     found = store.find(KIND, settings.name, version)
     if found is not None:
         return found
@@ -53,7 +54,7 @@ def propagate(store: Store, settings: Settings, dataset: Artifact, vectors: Arti
     work = [{"block": block} for block in range(blocks)]
     results = ray.data.from_items(work, override_num_blocks=blocks).map_batches(
         _Propagator,
-        fn_constructor_args=(store, (KIND, settings.name, version), dataset, vectors, num_layers),
+        fn_constructor_args=(store, (KIND, settings.name, version), dataset, vectors, weights),
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(size=num_actors),
         num_cpus=settings.train.cpus_per_worker or cpus_each(num_actors),
@@ -65,7 +66,7 @@ def propagate(store: Store, settings: Settings, dataset: Artifact, vectors: Arti
         for file, facts in json.loads(row["record"]).items():
             draft.adopt(file, facts)
     return draft.commit(
-        settings=settings.model_dump(mode="json", include={"name"}) | {"num_layers": num_layers},
+        settings=settings.model_dump(mode="json", include={"name"}) | {"layer_weights": weights},
         inputs={"dataset": dataset, "vectors": vectors},
         summary={
             "users": dataset.summary["users"],
@@ -97,10 +98,15 @@ class _Propagator:
     """An actor that builds the graph once and propagates blocks of columns."""
 
     def __init__(
-        self, store: Store, place: tuple[str, str, str], dataset: Artifact, vectors: Artifact, num_layers: int
+        self,
+        store: Store,
+        place: tuple[str, str, str],
+        dataset: Artifact,
+        vectors: Artifact,
+        weights: tuple[float, ...],
     ) -> None:
         self.store, self.place, self.dataset, self.vectors = store, place, dataset, vectors
-        self.num_layers = num_layers
+        self.weights = weights
         resources = ray.get_runtime_context().get_assigned_resources()
         torch.set_num_threads(max(1, int(resources.get("CPU", 1))))
         self.device = torch.device("cuda" if resources.get("GPU") else "cpu")
@@ -116,7 +122,7 @@ class _Propagator:
         block, draft = int(batch["block"][0]), Draft(self.store, *self.place)
         try:
             item_IC = torch.from_numpy(self.columns(slice(block * COLUMNS, (block + 1) * COLUMNS)))
-            sides = propagate_vectors(item_IC.to(self.device).float(), self.graph, self.num_layers)
+            sides = propagate_vectors(item_IC.to(self.device).float(), self.graph, self.weights)
         except ArtifactError as error:  # the driver raises it: a person sees the message, not an actor's traceback
             return {"record": [""], "error": [str(error)]}
         for side, rows_XC in zip(("users", "items"), sides, strict=True):

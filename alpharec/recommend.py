@@ -27,7 +27,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from alpharec.artifacts import Artifact, ArtifactError, Draft, Store, digest
-from alpharec.baselines import IdEmbeddings
 from alpharec.catalog import (
     Dataset,
     InputFile,
@@ -47,7 +46,7 @@ from alpharec.intention import mix
 from alpharec.model import AlphaRec, Objective
 from alpharec.ranking import Lists, rank
 from alpharec.runtime import connect, cpus_each
-from alpharec.train import build_graph, load_model
+from alpharec.train import Network, build_graph, load_model
 from alpharec.vectors import load_vectors, matrix, vector_column
 
 logger = logging.getLogger(__name__)
@@ -165,7 +164,7 @@ def _write_bundle(
 
 @torch.no_grad()
 def represent_trained(
-    dataset: Dataset, item_IT: Tensor, network: AlphaRec | IdEmbeddings, objective: Objective
+    dataset: Dataset, item_IT: Tensor, network: Network, objective: Objective
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return users' and items' representations, whose dot products are scores, and the items' context; on the GPU
     where there is one.
@@ -179,23 +178,22 @@ def represent_trained(
     item_IT = item_IT.to(device)
     features: Any = network.features(item_IT, graph)
     first = network.layer_0(graph, features)
-    user_UD, item_ID = graph.propagate(*first, network.num_rounds)
-    propagated = first if network.num_rounds == network.num_layers else (graph.mean_of_items(item_IT), item_IT)
-    context = item_context(graph, *propagated, network.num_layers)
+    user_UD, item_ID = graph.propagate(*first, network.step_weights)
+    propagated = (graph.mean_of_items(item_IT), item_IT) if network.propagate_first else first
+    context = item_context(graph, *propagated, network.layer_weights)
     return objective.scale(user_UD).cpu(), objective.scale(item_ID).cpu(), context.cpu()
 
 
-def item_context(graph: InteractionGraph, first_UD: Tensor, first_ID: Tensor, num_layers: int) -> Tensor:
+def item_context(graph: InteractionGraph, first_UD: Tensor, first_ID: Tensor, weights: Sequence[float]) -> Tensor:
     """Return what an item adds to a user who has it, 0 for an item without train interactions::
 
-        context_i = d_i^-1/2 (e_i^(0) + ... + e_i^(L-1)) / (L + 1)
+        context_i = d_i^-1/2 (w_1 e_i^(0) + ... + w_L e_i^(L-1))
 
-    Shapes: layer 0 of users [U, D] and of items [I, D] -> [I, D].
+    Shapes: layer 0 of users [U, D] and of items [I, D], weights w of layers 0..L -> [I, D].
     """
-    if num_layers == 0:
+    if len(weights) == 1:
         return torch.zeros_like(first_ID)
-    _, mean_ID = graph.propagate(first_UD, first_ID, num_layers - 1)  # the mean of L layers
-    return graph.item_scale_I1 * mean_ID * (num_layers / (num_layers + 1))
+    return graph.item_scale_I1 * graph.propagate(first_UD, first_ID, weights[1:])[1]
 
 
 @torch.no_grad()
@@ -212,17 +210,17 @@ def represent_users(
 ) -> Tensor:
     """Return final representations, not scaled, of users given by their items N, and by what they say they want::
 
-        e_u = mix / (L + 1) + |N|^-1/2 (sum of context_i), i in N
+        e_u = w_0 mix + |N|^-1/2 (sum of context_i), i in N
         mix = (1 - alpha) projector(mean of x_i) + alpha projector(query)
 
-    The user's row of the propagation e^(k+1) = D^-1/2 A D^-1/2 e^(k), summed over k, with the items' layers as they
-    were trained; a trained user given by its train items gets its own representation. With "propagate-first" the same
-    sum is taken of title vectors and projected, and the query is mixed into that.
+    The user's row of the propagation e^(k+1) = D^-1/2 A D^-1/2 e^(k), summed over k by the layers' weights w, with the
+    items' layers as they were trained; a trained user given by its train items gets its own representation. With
+    "propagate-first" the same sum is taken of title vectors and projected, and the query is mixed into that.
 
     Shapes: title vectors item_IT [I, T], any float; context [I, D] or [I, T]; ``lists``, U of them; ``query_QT``
         [Q, T] and ``query_of_U`` [U], -1 for a user who says nothing, come together -> [U, D].
     """
-    share = 1 / (network.num_layers + 1)
+    share = network.layer_weights[0]
     blocks = []
     for users_B in torch.arange(lists.num_users).split(block_size):
         item_P = lists.rows(users_B)[1]
@@ -244,7 +242,7 @@ def represent_users(
 @torch.no_grad()
 def represent_items(network: AlphaRec, item_IT: Tensor) -> Tensor:
     """Return final representations, not scaled, of items nobody has: only their layer 0 is not zero. -> [I, D]."""
-    share = 1 / (network.num_layers + 1)
+    share = network.layer_weights[0]
     return network.project(share * item_IT) if network.propagate_first else share * network.project(item_IT)
 
 
@@ -313,6 +311,8 @@ def model_card(
 
 
 def _model_line(model: Mapping[str, Any]) -> str:
+    if model["kind"] == "multvae":
+        return f"autoencoder, no titles: hidden width {model['hidden_width']}, latent width {model['width']}"
     if model["kind"] == "id":
         return f"ID embeddings, no titles: width {model['width']}, {model['num_layers']} layers"
     return f"{model['projector']} projector, width {model['width']}, {model['num_layers']} layers, {model['order']}"
@@ -413,7 +413,7 @@ def _represent_newcomers(
     network, objective = load_model(bundle.read_json("settings.json"), bundle.read_tensors("projector.safetensors"))
     if not isinstance(network, AlphaRec):
         raise RecommendError(
-            f"{bundle.uri}: holds ID embeddings (model.kind = id), which know only the users and items they were "
+            f"{bundle.uri}: is of another model.kind than alpharec, which knows only the users and items it was "
             f"trained on (got recommend.{' and recommend.'.join(given)}); publish a model.kind = alpharec for newcomers"
         )
     width = network.first.in_features

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from alpharec.artifacts import Artifact, Store, digest
 from alpharec.config import SearchRange, Settings
-from alpharec.graph import InteractionGraph
+from alpharec.graph import InteractionGraph, layer_weights
 from alpharec.model import NonFiniteLossError, TextFeatures
 from alpharec.report import lines, page, points
 from alpharec.runtime import connect, cpus_each, show_progress
@@ -63,10 +63,11 @@ def search(store: Store, settings: Settings, dataset: Artifact, vectors: Artifac
     found = store.find("searches", settings.name, version)
     if found is not None:
         return found
-    if settings.model.order == "propagate-first" and "model.num_layers" in chosen.parameters:
+    once = sorted({"model.num_layers", "model.layer_0_weight"} & chosen.parameters.keys())
+    if settings.model.order == "propagate-first" and once:
         raise SearchError(
-            "search.parameters: model.num_layers cannot be searched with model.order = propagate-first, whose vectors "
-            "are propagated once for all trials; leave it out"
+            f"search.parameters: {' and '.join(once)} cannot be searched with model.order = propagate-first, whose "
+            "vectors are propagated once for all trials; leave it out"
         )
     started = time.monotonic()
     connect(settings)
@@ -112,7 +113,12 @@ def first_points(settings: Settings, text_width: int) -> list[dict[str, float]]:
     A value that ``search.parameters`` leave out is moved to the nearest that they have.
     """
     space = settings.search.parameters
-    model = settings.model.model_copy(update={"hidden_width": settings.model.resolve_hidden_width(text_width)})
+    model = settings.model
+    resolved = {
+        "hidden_width": model.resolve_hidden_width(text_width),
+        "layer_0_weight": layer_weights(model.num_layers, model.layer_0_weight)[0],
+    }
+    model = model.model_copy(update=resolved)
     own = {
         name: getattr(model if name.startswith("model.") else settings.train, name.partition(".")[2]) for name in space
     }

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from alpharec import report
 from alpharec.artifacts import Artifact, Store, digest
-from alpharec.baselines import IdEmbeddings
+from alpharec.baselines import BiasMargin, Contrast, IdEmbeddings, Multinomial, MultVae
 from alpharec.catalog import SPLITS, Dataset, Pairs, domains_of, load_dataset, read_degrees, read_pairs
 from alpharec.config import EvaluateSettings, Settings
 from alpharec.estimate import run_problems
@@ -47,14 +47,16 @@ logger = logging.getLogger(__name__)
 DECIDES: Any = {
     "seed": True,
     "model": True,
+    "contrast": True,
     "train": {
-        "loss", "temperature", "num_negatives", "users_drawn", "batch_size", "learning_rate", "precision",
-        "max_epochs", "evaluate_every", "patience", "select_on",
+        "loss", "temperature", "bias_weight", "kl_weight", "num_negatives", "users_drawn", "batch_size",
+        "learning_rate", "precision", "max_epochs", "evaluate_every", "patience", "select_on",
     },
     "evaluate": {"select_k", "valid_mask"},
 }  # fmt: skip
 
 
+Network = AlphaRec | IdEmbeddings | MultVae
 MAPPED, NAMED = 2000, 25  # items on the map of an evaluation, and those whose titles are written there
 
 
@@ -304,7 +306,7 @@ class Training:
         settings: Settings,
         graph: InteractionGraph,
         features: TextFeatures | None,
-        model: AlphaRec | IdEmbeddings,
+        model: Network,
         selection: Selection,
     ) -> None:
         self.settings, self.graph, self.features, self.model, self.selection = (
@@ -315,7 +317,7 @@ class Training:
             selection,
         )
         train = settings.train
-        self.objective = Objective(train.loss, train.temperature)
+        self.objective = build_objective(settings)
         self.sampler = Sampler(
             graph,
             settings.seed,
@@ -437,7 +439,7 @@ def _read_features(settings: Settings, vectors: Artifact, graph: InteractionGrap
     train, device = settings.train, graph.items.device
     precision = getattr(torch, train.precision)
     share = graph.part.rows(graph.num_items)
-    if model.num_rounds == model.num_layers:
+    if not model.propagate_first:
         item_ST = torch.from_numpy(load_vectors(vectors, share)).float()
         return model.features(item_ST.to(device), graph, precision=precision)
     whole = takes_own_items(train.batch_size, train.num_negatives, graph.num_items)
@@ -602,9 +604,10 @@ def _check_reads(model: Artifact, vectors: Artifact, dataset: Artifact) -> None:
             f"expected {json.dumps(own, sort_keys=True)}); set the encoder settings as the model's were"
         )
     trained_on = model.manifest["inputs"]["dataset"]
-    if model.settings["model"]["kind"] == "id" and trained_on != dataset.uri:
+    kind = model.settings["model"]["kind"]
+    if kind != "alpharec" and trained_on != dataset.uri:
         raise TrainingError(
-            f"{model.uri}: holds ID embeddings, which know only {trained_on} (got {dataset.uri}); "
+            f"{model.uri}: is of model.kind = {kind}, which knows only {trained_on} (got {dataset.uri}); "
             "zero-shot needs a model.kind = alpharec"
         )
 
@@ -677,30 +680,53 @@ def build_graph(dataset: Dataset) -> InteractionGraph:
     )
 
 
-def build_model(settings: Settings, text_width: int, num_users: int = 0, num_items: int = 0) -> AlphaRec | IdEmbeddings:
-    """Return a model with fresh weights; ID embeddings need the sizes of the graph."""
+def build_model(settings: Settings, text_width: int, num_users: int = 0, num_items: int = 0) -> Network:
+    """Return a model with fresh weights; all but AlphaRec need the sizes of the graph."""
     model = settings.model
+    if model.kind == "multvae":
+        hidden = model.resolve_hidden_width(text_width)
+        return MultVae(num_items, hidden_width=hidden, width=model.width, seed=settings.seed)
+    common: dict[str, Any] = {
+        "width": model.width,
+        "num_layers": model.num_layers,
+        "layer_0_weight": model.layer_0_weight,
+        "seed": settings.seed,
+    }
     if model.kind == "id":
-        return IdEmbeddings(num_users, num_items, width=model.width, num_layers=model.num_layers, seed=settings.seed)
+        return IdEmbeddings(num_users, num_items, popularity=settings.train.loss == "bc", **common)
     return AlphaRec(
         text_width,
         hidden_width=model.resolve_hidden_width(text_width),
-        width=model.width,
         projector=model.projector,
-        num_layers=model.num_layers,
         propagate_first=model.order == "propagate-first",
-        seed=settings.seed,
+        **common,
     )
 
 
-def load_model(settings: Mapping[str, Any], weights: Mapping[str, Tensor]) -> tuple[AlphaRec | IdEmbeddings, Objective]:
+def build_objective(settings: Settings) -> Objective:
+    """Return the loss of a run, and how its model scores."""
+    train, contrast = settings.train, settings.contrast
+    if train.loss == "multinomial":
+        return Multinomial(train.loss, train.temperature, kl_weight=train.kl_weight)
+    if train.loss == "bc":
+        return BiasMargin("infonce", train.temperature, bias_weight=train.bias_weight)
+    if contrast.kind == "none":
+        return Objective(train.loss, train.temperature)
+    made_by = {"dropped": contrast.dropped} if contrast.kind == "dropped-edges" else {"noise": contrast.noise}
+    return Contrast(
+        train.loss, train.temperature, weight=contrast.weight, contrast_temperature=contrast.temperature, **made_by
+    )
+
+
+def load_model(settings: Mapping[str, Any], weights: Mapping[str, Tensor]) -> tuple[Network, Objective]:
     """Return a trained model by the settings it was trained with."""
     trained = Settings.model_validate(settings)
-    sizes = [weights[name].shape for name in ("first.weight", "user_UD", "item_ID") if name in weights]
-    width, num_users, num_items = (0, sizes[0][0], sizes[1][0]) if len(sizes) == 2 else (sizes[0][1], 0, 0)
-    network = build_model(trained, width, num_users, num_items)
+    text_width = weights["first.weight"].shape[1] if "first.weight" in weights else 0
+    num_users = len(weights.get("user_UD", ()))
+    num_items = next((len(weights[name]) for name in ("item_ID", "output_IH") if name in weights), 0)
+    network = build_model(trained, text_width, num_users, num_items)
     network.load_state_dict(weights)
-    return network, Objective(trained.train.loss, trained.train.temperature)
+    return network, build_objective(trained)
 
 
 def truth_and_seen(

@@ -52,7 +52,8 @@ class IndependentSampler:
         negative_BN = self.random.integers(self.num_items, size=(size, self.num_negatives))
         while (seen_BN := self.seen_UI[user_B[:, None], negative_BN]).any():
             negative_BN[seen_BN] = self.random.integers(self.num_items, size=seen_BN.sum())
-        return Batch(torch.from_numpy(user_B), torch.from_numpy(np.column_stack([positive_B, negative_BN])))
+        item_BN = np.column_stack([positive_B, negative_BN])
+        return Batch(torch.from_numpy(user_B), torch.from_numpy(item_BN), len(user_B))
 
 
 def make_independent(training: Training, seed: int) -> None:

@@ -129,9 +129,9 @@ def main() -> None:
     commute = {"rule": None, "yes": True, "no": False}[given.commute]
     by_rows = given.order == "propagate-first"
     model = AlphaRec(given.width, hidden_width=given.hidden, propagate_first=by_rows).to(given.device)
-    num_layers = model.num_layers - model.num_rounds
+    weights = model.layer_weights if model.propagate_first else (1.0,)
     features = TextFeatures.build(
-        vectors.to(given.device), graph, commute=commute, precision=precision, num_layers=num_layers
+        vectors.to(given.device), graph, commute=commute, precision=precision, weights=weights
     )
     sampler = Sampler(graph, seed=101, batch_size=4096, num_negatives=256)
     literal = Literal(users, items, num_users, vectors.to(given.device), model) if given.literal_steps else None

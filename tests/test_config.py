@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from alpharec.config import PAPER_HIDDEN_WIDTH, PRESETS, ModelSettings, Settings, SettingsError, load_settings
 
 CONFIGS = sorted((Path(__file__).parents[1] / "jobs" / "configs").glob("*.toml"))
-NUM_SETTINGS = 109
+NUM_SETTINGS = 117
 
 
 def toml(folder: Path, content: str) -> str:
@@ -149,27 +149,35 @@ def test_dumped_settings_load_as_they_were() -> None:
 
 
 @pytest.mark.parametrize(
-    ("preset", "projector", "num_layers", "loss", "num_negatives", "kind", "order"),
+    ("preset", "projector", "num_layers", "loss", "num_negatives", "kind", "order", "contrast"),
     [
-        ("paper", "mlp", 2, "infonce", 256, "alpharec", "project-first"),
-        ("linear-mapping", "linear", 0, "infonce", 256, "alpharec", "project-first"),
-        ("no-mlp", "linear", 2, "infonce", 256, "alpharec", "project-first"),
-        ("no-propagation", "mlp", 0, "infonce", 256, "alpharec", "project-first"),
-        ("no-contrast", "mlp", 2, "bpr", 1, "alpharec", "project-first"),
-        ("propagate-first", "mlp", 2, "infonce", 256, "alpharec", "propagate-first"),
-        ("lightgcn", "mlp", 2, "infonce", 256, "id", "project-first"),
-        ("lightgcn-bpr", "mlp", 2, "bpr", 1, "id", "project-first"),
-        ("mf", "mlp", 0, "infonce", 256, "id", "project-first"),
-        ("mf-bpr", "mlp", 0, "bpr", 1, "id", "project-first"),
+        ("paper", "mlp", 2, "infonce", 256, "alpharec", "project-first", "none"),
+        ("linear-mapping", "linear", 0, "infonce", 256, "alpharec", "project-first", "none"),
+        ("no-mlp", "linear", 2, "infonce", 256, "alpharec", "project-first", "none"),
+        ("no-propagation", "mlp", 0, "infonce", 256, "alpharec", "project-first", "none"),
+        ("no-contrast", "mlp", 2, "bpr", 1, "alpharec", "project-first", "none"),
+        ("propagate-first", "mlp", 2, "infonce", 256, "alpharec", "propagate-first", "none"),
+        ("lightgcn", "mlp", 2, "infonce", 256, "id", "project-first", "none"),
+        ("lightgcn-bpr", "mlp", 2, "bpr", 1, "id", "project-first", "none"),
+        ("mf", "mlp", 0, "infonce", 256, "id", "project-first", "none"),
+        ("mf-bpr", "mlp", 0, "bpr", 1, "id", "project-first", "none"),
+        ("sgl", "mlp", 2, "infonce", 256, "id", "project-first", "dropped-edges"),
+        ("sgl-bpr", "mlp", 2, "bpr", 1, "id", "project-first", "dropped-edges"),
+        ("xsimgcl", "mlp", 2, "infonce", 256, "id", "project-first", "noise"),
+        ("xsimgcl-bpr", "mlp", 2, "bpr", 1, "id", "project-first", "noise"),
+        ("bc-loss", "mlp", 2, "bc", 256, "id", "project-first", "none"),
+        ("multvae", "mlp", 2, "multinomial", 256, "multvae", "project-first", "none"),
     ],
 )
 def test_presets(
-    preset: str, projector: str, num_layers: int, loss: str, num_negatives: int, kind: str, order: str
+    preset: str, projector: str, num_layers: int, loss: str, num_negatives: int, kind: str, order: str, contrast: str
 ) -> None:
     model, train = (settings := load_settings(["--preset", preset])).model, settings.train
     found = (model.projector, model.num_layers, train.loss, train.num_negatives, model.kind, model.order)
+    assert settings.contrast.kind == contrast
     assert found == (projector, num_layers, loss, num_negatives, kind, order)
-    assert train.learning_rate == (1e-3 if kind == "id" else 5e-4)
+    assert train.learning_rate == (5e-4 if kind == "alpharec" else 1e-3)
+    assert model.layer_0_weight == (0.0 if contrast == "noise" else None)
 
 
 def test_every_preset_is_tested_and_can_be_chosen() -> None:
@@ -310,6 +318,10 @@ def test_values_out_of_range_are_refused(option: str) -> None:
         (["--encoder.prompt", "{title} {title}"], r"encoder\.prompt must contain"),
         (["--train.loss", "bpr"], r"train\.loss = bpr takes one negative \(got train\.num_negatives = 256\)"),
         (["--preset", "no-contrast", "--train.num-negatives", "2"], "bpr takes one negative"),
+        (["--train.loss", "bc"], r"train\.loss = bc with model\.kind = id \(got bc and alpharec\)"),
+        (["--model.kind", "multvae"], r"multinomial and model\.kind = multvae go together.*got infonce and multvae"),
+        (["--preset", "sgl", "--model.num-layers", "0"], r"contrast needs propagation.*dropped-edges.*num_layers = 0"),
+        (["--preset", "bc-loss", "--contrast.kind", "noise"], r"contrast needs .*noise.*train\.loss = bc"),
         (["--evaluate.ks", "0,20"], r"evaluate\.ks must be different whole numbers"),
         (["--evaluate.ks", "20,20"], r"evaluate\.ks must be different whole numbers"),
         (["--evaluate.select-k", "7"], r"evaluate\.select_k must be one of evaluate\.ks \(5, 10, 20\) \(got 7\)"),

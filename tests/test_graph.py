@@ -21,7 +21,7 @@ from torch_geometric.nn import LGConv
 
 import alpharec.graph
 from alpharec.baselines import IdEmbeddings
-from alpharec.graph import VIRTUAL_SHARDS, Batch, InteractionGraph, Part, Sampler, _shuffle, user_range
+from alpharec.graph import VIRTUAL_SHARDS, Batch, InteractionGraph, Part, Sampler, _shuffle, layer_weights, user_range
 from alpharec.model import AlphaRec, NonFiniteLossError, Objective, TextFeatures, train_step
 
 WORKERS = (1, 2, 3, 7)
@@ -68,8 +68,10 @@ def normal(*shape: int, seed: int = 1, dtype: torch.dtype = torch.float64) -> Te
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
-def literal_propagation(seen_UI: Tensor, user_UD: Tensor, item_ID: Tensor, num_layers: int) -> tuple[Tensor, Tensor]:
-    """Mean over k = 0..L of A_hat^k [user; item], A_hat = D^-1/2 A D^-1/2 as a dense float64 matrix."""
+def literal_propagation(
+    seen_UI: Tensor, user_UD: Tensor, item_ID: Tensor, weights: tuple[float, ...]
+) -> tuple[Tensor, Tensor]:
+    """Sum over k = 0..L of w_k A_hat^k [user; item], A_hat = D^-1/2 A D^-1/2 as a dense float64 matrix."""
     num_users, num_items = seen_UI.shape
     adjacency = torch.zeros(num_users + num_items, num_users + num_items, dtype=torch.float64)
     adjacency[:num_users, num_users:] = seen_UI.double()
@@ -78,32 +80,41 @@ def literal_propagation(seen_UI: Tensor, user_UD: Tensor, item_ID: Tensor, num_l
     root = torch.where(degree > 0, degree**-0.5, 0.0)
     normalised = torch.diag(root) @ adjacency @ torch.diag(root)
     start = torch.cat([user_UD, item_ID]).double()
-    layers = [torch.linalg.matrix_power(normalised, layer) @ start for layer in range(num_layers + 1)]
-    final = torch.stack(layers).mean(0)
+    layers = [torch.linalg.matrix_power(normalised, layer) @ start for layer in range(len(weights))]
+    final = torch.stack([weight * layer for weight, layer in zip(weights, layers, strict=True)]).sum(0)
     return final[:num_users], final[num_users:]
 
 
 # Propagation
 
 
-@pytest.mark.parametrize("num_layers", [0, 1, 2, 3])
-def test_propagate_is_the_formula(num_layers: int) -> None:
+@pytest.mark.parametrize(
+    "weights", [(1.0,), (1 / 2, 1 / 2), (1 / 3,) * 3, (1 / 4,) * 4, (0.0, 1.0), (0.6, 0.2, 0.2), (0.5, 0.0, 0.3, 0.7)]
+)
+def test_propagate_is_the_formula(weights: tuple[float, ...]) -> None:
     exact = exact_seen()
     assert set(exact.sum(1).tolist()) | set(exact.sum(0).tolist()) == {0, 1, 4, 16}
     # 1e-12: float64 sums of at most 16 terms of size 1. 1e-6: any other degree's scale is rounded to float32.
     for seen_UI, tolerance in ((exact, 1e-12), (isolated_seen(), 1e-6)):
         user_UD, item_ID = normal(seen_UI.shape[0], 5), normal(seen_UI.shape[1], 5, seed=2)
-        got = graph_of(seen_UI, order=3).propagate(user_UD, item_ID, num_layers)
-        for one, other in zip(got, literal_propagation(seen_UI, user_UD, item_ID, num_layers), strict=True):
+        got = graph_of(seen_UI, order=3).propagate(user_UD, item_ID, weights)
+        for one, other in zip(got, literal_propagation(seen_UI, user_UD, item_ID, weights), strict=True):
             torch.testing.assert_close(one, other, rtol=0, atol=tolerance)
+
+
+def test_layer_weights_add_up_to_one() -> None:
+    assert layer_weights(2) == (1 / 3, 1 / 3, 1 / 3)
+    assert layer_weights(0) == layer_weights(0, 0.3) == (1.0,)
+    assert layer_weights(2, 0.5) == (0.5, 0.25, 0.25)
+    assert layer_weights(3, 0.0) == (0.0, 1 / 3, 1 / 3, 1 / 3)
 
 
 def test_an_isolated_node_keeps_its_first_layer_only() -> None:
     seen_UI = isolated_seen()
     user_UD, item_ID = normal(13, 4), normal(17, 4, seed=2)
-    user, item = graph_of(seen_UI).propagate(user_UD, item_ID, 2)
-    assert torch.equal(user[[0, 6, 12]], user_UD[[0, 6, 12]] / 3)
-    assert torch.equal(item[[0, 8, 16]], item_ID[[0, 8, 16]] / 3)
+    user, item = graph_of(seen_UI).propagate(user_UD, item_ID, layer_weights(2))
+    torch.testing.assert_close(user[[0, 6, 12]], user_UD[[0, 6, 12]] / 3, rtol=1e-15, atol=0)  # float64
+    torch.testing.assert_close(item[[0, 8, 16]], item_ID[[0, 8, 16]] / 3, rtol=1e-15, atol=0)
 
 
 @pytest.mark.parametrize("num_layers", [1, 2, 3])
@@ -116,7 +127,7 @@ def test_propagate_equals_pyg(num_layers: int) -> None:
     for _ in range(num_layers):
         layers.append(LGConv()(layers[-1], edge_index))
     expected = torch.stack(layers).mean(0)
-    got = torch.cat(graph_of(seen_UI).propagate(user_UD, item_ID, num_layers))
+    got = torch.cat(graph_of(seen_UI).propagate(user_UD, item_ID, layer_weights(num_layers)))
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-6)  # float32, values of size 1, under 17 terms a sum
 
 
@@ -139,11 +150,13 @@ def test_gradients_by_finite_differences() -> None:
     torch.testing.assert_close(product, transposed, rtol=0, atol=1e-6)  # float32 scales, 2 x 7 terms of size 1
     for num_layers in range(4):
         assert torch.autograd.gradcheck(
-            lambda user, item, layers=num_layers: graph.propagate(user, item, layers), (user_UD, item_ID)
+            lambda user, item, layers=num_layers: graph.propagate(user, item, layer_weights(layers)), (user_UD, item_ID)
         )
         for side in (0, 1):  # only one output used: the other's gradient is zero, not missing
             assert torch.autograd.gradcheck(
-                lambda user, item, layers=num_layers, side=side: graph.propagate(user, item, layers)[side],
+                lambda user, item, layers=num_layers, side=side: graph.propagate(user, item, layer_weights(layers))[
+                    side
+                ],
                 (user_UD, item_ID),
             )
 
@@ -239,8 +252,8 @@ def take_steps(
     graph, item_IT = graph_of(seen_UI, part), normal(seen_UI.shape[1], 6)
     text_model = AlphaRec(6, hidden_width=10, width=4, num_layers=2, propagate_first=first, seed=5)
     model = (IdEmbeddings(*seen_UI.shape, width=4, seed=5) if ids else text_model).double()
-    num_layers = 2 if first else 0
-    features = TextFeatures.build(share(part, item_IT), graph, commute=commute, num_layers=num_layers)
+    weights = layer_weights(2 if first else 0)
+    features = TextFeatures.build(share(part, item_IT), graph, commute=commute, weights=weights)
     assert (features.user_UT is None) == commute
     user_UD, item_ID = model(graph, features)
     if whole:
@@ -432,11 +445,12 @@ def test_pieces_are_the_batch(problem: tuple[Tensor, int, int, int], step: int, 
     pieces, whole = list(sampler.pieces(step)), sampler.draw(step)
     assert all(len(piece.user_B) <= at_once for piece in pieces)
     joined = (torch.cat([getattr(piece, field) for piece in pieces]) for field in ("user_B", "item_BN"))
-    assert same(Batch(*joined), whole)
+    assert same(Batch(*joined, sum(piece.size for piece in pieces)), whole)
 
 
 def same(one: Batch, other: Batch) -> bool:
-    return torch.equal(one.user_B, other.user_B) and torch.equal(one.item_BN, other.item_BN)
+    same_rows = torch.equal(one.user_B, other.user_B) and torch.equal(one.item_BN, other.item_BN)
+    return same_rows and one.size == other.size
 
 
 def test_a_batch_depends_on_seed_and_step_alone() -> None:

@@ -20,6 +20,7 @@ from alpharec.artifacts import Artifact, Store
 from alpharec.catalog import CatalogError, load_dataset, open_table, prepare, read_item_texts, read_queries
 from alpharec.config import Settings, SettingsError, load_settings
 from alpharec.embed import embed
+from alpharec.graph import layer_weights
 from alpharec.intention import (
     Frozen,
     IntentionError,
@@ -244,7 +245,9 @@ def test_mixed_users_are_the_formula_and_alpha_zero_the_trained_model(
     item_IT = torch.from_numpy(load_vectors(vectors)).float()
     frozen = Frozen.load(data, item_IT, model)
     query_UD = frozen.network.project(torch.randn(NUM_USERS, 64, generator=torch.Generator().manual_seed(0)))
-    ends = [frozen.graph.propagate(user_UD, frozen.item_ID, 2) for user_UD in (frozen.history_UD, query_UD)]
+    ends = [
+        frozen.graph.propagate(user_UD, frozen.item_ID, layer_weights(2)) for user_UD in (frozen.history_UD, query_UD)
+    ]
     for alpha in (0.0, 0.3, 1.0):
         found = frozen.represent(query_UD, torch.full((NUM_USERS,), alpha), together=True)
         for side, ends_of_side in zip(found, zip(*ends, strict=True), strict=True):

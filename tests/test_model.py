@@ -332,7 +332,7 @@ def test_sampled_scores_hold_no_users_x_candidates_x_width_tensor(route: Callabl
 def a_batch(num_negatives: int = 6) -> tuple[Tensor, Tensor, Batch]:
     item_BN = torch.randint(10, (8, 1 + num_negatives), generator=torch.Generator().manual_seed(0))
     user_B = torch.tensor([3, 0, 0, 2, 1, 3, 3, 2])
-    return normal(4, 5), normal(10, 5, seed=2), Batch(user_B, item_BN)
+    return normal(4, 5), normal(10, 5, seed=2), Batch(user_B, item_BN, len(user_B))
 
 
 def cosine(one: Tensor, other: Tensor) -> float:
@@ -357,7 +357,7 @@ def test_infonce_is_the_formula(temperature: float) -> None:
 
 def test_infonce_by_hand() -> None:
     user_UD, item_ID = torch.tensor([[2.0, 0.0]]), torch.tensor([[5.0, 0.0], [0.0, 3.0], [-1.0, 0.0]])
-    batch = Batch(torch.tensor([0]), torch.tensor([[0, 1, 2]]))  # cosines 1, 0, -1
+    batch = Batch(torch.tensor([0]), torch.tensor([[0, 1, 2]]), 1)  # cosines 1, 0, -1
     got = float(Objective("infonce", 0.5)(user_UD, item_ID, batch))
     assert got == pytest.approx(math.log(1 + math.exp(-2) + math.exp(-4)), rel=1e-6)  # float32
 
@@ -366,7 +366,7 @@ def test_infonce_does_not_overflow() -> None:
     # Cosines 1 and -1 at tau = 0.01 are logits of +-100; exp(100) = 3e43 is past float32.
     user_UD = torch.tensor([[1.0, 0.0]], requires_grad=True)
     item_ID = torch.tensor([[-1.0, 1e-3], [1.0, 1e-3]], requires_grad=True)
-    loss = Objective("infonce", 0.01)(user_UD, item_ID, Batch(torch.tensor([0]), torch.tensor([[0, 1]])))
+    loss = Objective("infonce", 0.01)(user_UD, item_ID, Batch(torch.tensor([0]), torch.tensor([[0, 1]]), 1))
     loss.backward()
     assert loss.item() == pytest.approx(200, rel=1e-5)  # float32; the cosines are +-(1 - 5e-7)
     assert torch.isfinite(user_UD.grad).all()

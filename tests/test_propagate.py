@@ -13,6 +13,7 @@ import alpharec.propagate
 from alpharec.artifacts import Artifact, Store
 from alpharec.catalog import load_dataset, prepare
 from alpharec.config import Settings
+from alpharec.graph import layer_weights
 from alpharec.model import TextFeatures
 from alpharec.propagate import propagate, read_rows
 from alpharec.train import Training, build_graph, evaluate_model, fit
@@ -64,7 +65,7 @@ def propagated(inputs: Inputs) -> Artifact:
 def test_the_artifact_holds_what_propagating_in_memory_gives(inputs: Inputs, propagated: Artifact) -> None:
     _, _, dataset, vectors = inputs
     item_IT = torch.from_numpy(load_vectors(vectors)).float()
-    expected = TextFeatures.build(item_IT, build_graph(load_dataset(dataset)), num_layers=2)
+    expected = TextFeatures.build(item_IT, build_graph(load_dataset(dataset)), weights=layer_weights(2))
     assert torch.equal(torch.from_numpy(read_rows(propagated, "items", 0, ITEMS)).float(), expected.item_ST)
     assert torch.equal(torch.from_numpy(read_rows(propagated, "users", 0, USERS)).float(), expected.user_UT)
     assert propagate(*inputs).manifest == propagated.manifest, "the same inputs find it"

@@ -23,6 +23,7 @@ from alpharec.catalog import CatalogError, Dataset, Pairs, load_dataset, open_ta
 from alpharec.config import Settings
 from alpharec.embed import embed
 from alpharec.encoders import make_encoder
+from alpharec.graph import layer_weights
 from alpharec.model import Objective
 from alpharec.ranking import Lists
 from alpharec.recommend import (
@@ -309,9 +310,10 @@ def test_a_trained_user_given_by_its_train_items_gets_its_own_representation(
     shop: Shop, num_layers: int, order: str, loss: str
 ) -> None:
     """Two routes: propagation over the graph, and projector plus the items' context."""
+    own = {} if num_layers < 3 else {"layer_0_weight": 0.6}
     settings = Settings.model_validate(
         {
-            "model": {"num_layers": num_layers, "order": order, "hidden_width": 16, "width": 8},
+            "model": {"num_layers": num_layers, "order": order, "hidden_width": 16, "width": 8} | own,
             "train": {"loss": loss, "num_negatives": 1},
             "seed": 7,
         }
@@ -346,7 +348,9 @@ def test_id_embeddings_are_published_and_ranked_and_refuse_newcomers(shop: Shop)
     assert np.mean(right) > 0.7, "half is chance; items that nobody has in train keep their first vectors"
     users = table_file(shop.folder, "someone.csv", "user_id,item_ids", "new,i1 i3")
     asking = settings.model_copy(update={"recommend": settings.recommend.model_copy(update={"users": users})})
-    with pytest.raises(RecommendError, match=r"ID embeddings.*got recommend.users.*model.kind = alpharec"):
+    with pytest.raises(
+        RecommendError, match=r"another model.kind than alpharec.*got recommend.users.*model.kind = alpharec"
+    ):
         recommend(shop.store, asking)
 
 
@@ -356,10 +360,10 @@ def test_context_is_the_hand_computed_sum_of_layers() -> None:
     nothing = Pairs(np.array([], np.int64), np.array([], np.int64))
     dataset = Dataset(pa.array(["a", "b", "c"]), pa.array(["A", "B", "C"]), pa.array(["u"]), pairs, nothing, nothing)
     first_UD, first_ID = torch.tensor([[6.0]]), torch.tensor([[1.0], [2.0], [9.0]])
-    context_ID = item_context(build_graph(dataset), first_UD, first_ID, 2)
+    context_ID = item_context(build_graph(dataset), first_UD, first_ID, layer_weights(2))
     expected = [[(1 + 6 / 2**0.5) / 3], [(2 + 6 / 2**0.5) / 3], [0.0]]
     torch.testing.assert_close(context_ID, torch.tensor(expected), atol=1e-6, rtol=0)
-    assert item_context(build_graph(dataset), first_UD, first_ID, 0).tolist() == [[0.0], [0.0], [0.0]]
+    assert item_context(build_graph(dataset), first_UD, first_ID, layer_weights(0)).tolist() == [[0.0], [0.0], [0.0]]
 
 
 def dense_new_user(shop: Shop, items: list[int], new_text: Matrix | None = None) -> Matrix:

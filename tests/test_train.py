@@ -306,7 +306,7 @@ def test_a_model_ranks_a_dataset_it_was_never_trained_on(
     with pytest.raises(TrainingError, match=r"vectors of another encoder.*set the encoder settings"):
         evaluate_model(store, named, dataset, vectors, committed(mixed, training.state.best_weights, {"width": 3}))
     ids = mixed.model_copy(update={"model": mixed.model.model_copy(update={"kind": "id"})})
-    with pytest.raises(TrainingError, match=r"ID embeddings, which know only .*zero-shot needs"):
+    with pytest.raises(TrainingError, match=r"model.kind = id, which knows only .*zero-shot needs"):
         evaluate_model(store, named, dataset, vectors, committed(ids, training.state.best_weights, {}))
     nowhere = named.evaluate.model_copy(update={"model": "mixed"})
     with pytest.raises(TrainingError, match=r"no such model .got evaluate.model = mixed, expected NAME/VERSION"):

@@ -16,13 +16,25 @@ from torch import Tensor
 from torch_geometric.nn import LightGCN
 
 import alpharec.baselines
-from alpharec.baselines import GraphFilter, IdEmbeddings, _first_vectors, _invert_, ease, text_neighbors
+from alpharec.baselines import (
+    BiasMargin,
+    Contrast,
+    GraphFilter,
+    IdEmbeddings,
+    Multinomial,
+    MultVae,
+    _first_vectors,
+    _invert_,
+    ease,
+    propagate_noisily,
+    text_neighbors,
+)
 from alpharec.catalog import Dataset, Pairs
 from alpharec.config import Settings
 from alpharec.graph import InteractionGraph, Part, Sampler
 from alpharec.model import Objective, train_step
 from alpharec.ranking import Lists, Scores, evaluate, evaluate_scores, rank_scores
-from alpharec.train import Selection, Training, build_graph
+from alpharec.train import Selection, Training, build_graph, build_model, build_objective, load_model
 
 NEAR = {"rtol": 1e-4, "atol": 1e-5}  # float32 sums of at most 60 terms, and an inverse with condition below 100
 
@@ -195,18 +207,32 @@ def test_id_embeddings_equal_lightgcn_of_torch_geometric(num_layers: int) -> Non
     torch.testing.assert_close(torch.cat(model(graph_of(seen_UI))), theirs.get_embedding(edges))
 
 
-@pytest.mark.parametrize("objective", [Objective("infonce", 0.2), Objective("bpr")], ids=["infonce", "bpr"])
-@pytest.mark.parametrize("num_layers", [0, 2], ids=["mf", "lightgcn"])
-def test_id_embeddings_learn_the_checkerboard(objective: Objective, num_layers: int) -> None:
+OBJECTIVES = {
+    "mf": (Objective("infonce", 0.2), {"num_layers": 0}),
+    "mf-bpr": (Objective("bpr"), {"num_layers": 0}),
+    "lightgcn": (Objective("infonce", 0.2), {}),
+    "lightgcn-bpr": (Objective("bpr"), {}),
+    "sgl": (Contrast("infonce", 0.2, weight=0.1, dropped=0.2), {}),
+    "xsimgcl": (Contrast("infonce", 0.2, weight=0.1, noise=0.1), {"layer_0_weight": 0.0}),
+    "xsimgcl-bpr": (Contrast("bpr", weight=0.1, noise=0.1), {"layer_0_weight": 0.0}),
+    "bc-loss": (BiasMargin("infonce", 0.2), {"popularity": True}),
+    "multvae": (Multinomial("multinomial"), None),
+}
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_models_without_titles_learn_the_checkerboard(name: str) -> None:
+    objective, options = OBJECTIVES[name]
     # Even users like even items, odd users odd ones; user u's own item u is held out and must come back first.
     size = 24
     likes_UI = (torch.arange(size)[:, None] - torch.arange(size)) % 2 == 0
     graph = graph_of(likes_UI & ~torch.eye(size).bool())
-    model = IdEmbeddings(size, size, width=8, num_layers=num_layers, seed=1)
+    ids = options is not None
+    model = IdEmbeddings(size, size, width=8, seed=1, **options) if ids else MultVae(size, hidden_width=16, width=8)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
-    sampler = Sampler(graph, 0, batch_size=len(graph.items), num_negatives=8 if objective.loss == "infonce" else 1)
+    sampler = Sampler(graph, 0, batch_size=len(graph.items), num_negatives=1 if objective.loss == "bpr" else 8)
     for step in range(150):
-        train_step(model, optimizer, None, sampler, step, objective)  # type: ignore[arg-type]
+        train_step(model, optimizer, None, sampler, step, objective)
     with torch.no_grad():
         user_UD, item_ID = (objective.scale(x_XD) for x_XD in model(graph))
     everyone = torch.arange(size)
@@ -270,3 +296,140 @@ def test_settings_and_graphs_that_do_not_fit_are_refused() -> None:
     ):
         with pytest.raises(ValueError, match=r"closed forms need all users on one worker \(got 2 workers\)"):
             closed_form(graph_of(seen_UI, Part(0, 2)))
+
+
+# Losses beside InfoNCE and BPR: the value of a step against the formula, a node at a time
+
+
+def unit(x_D: Tensor) -> Tensor:
+    return x_D / x_D.norm()
+
+
+def softmax_losses(score_XY: Tensor, temperature: float) -> Tensor:
+    """Return the mean over rows of -log softmax of the diagonal. Shapes: [X, X] -> []."""
+    logit_XY = score_XY / temperature
+    return torch.stack([row.logsumexp(0) - row[place] for place, row in enumerate(logit_XY)]).mean()
+
+
+def step_of(objective: Objective, model: torch.nn.Module) -> tuple[Tensor, Sampler]:
+    """Return the mean loss of step 4 on random interactions, as ``train_step`` takes it, and the sampler."""
+    sampler = Sampler(graph_of(interactions()), 7, batch_size=40, num_negatives=6)
+    batch = sampler.draw(4)
+    return objective.of_ends(objective.ends(model, sampler, None, 4), batch, sampler.graph) / 40, sampler
+
+
+@pytest.mark.parametrize("by", ["dropped", "noise"])
+@pytest.mark.parametrize("loss", ["infonce", "bpr"])
+def test_contrast_is_the_formula(by: str, loss: str) -> None:
+    model = IdEmbeddings(60, 25, width=5, layer_0_weight=0.2, seed=3).double()
+    objective = Contrast(loss, 0.3, weight=0.7, contrast_temperature=0.4, **{by: 0.3})
+    got, sampler = step_of(objective, model)
+    graph, batch, weights = sampler.graph, sampler.draw(4), (0.2, 0.4, 0.4)
+    if by == "noise":
+        keys = [sampler.key(4, 3 + layer) for layer in range(3)]
+        final, other = propagate_noisily(graph, model.user_UD, model.item_ID, weights, noise=0.3, keys=keys)
+        one = final
+    else:
+        final = graph.propagate(model.user_UD, model.item_ID, weights)
+        thin = [graph.thinned(0.3, sampler.key(4, stream)) for stream in (3, 4)]
+        one, other = (view.propagate(model.user_UD, model.item_ID, weights) for view in thin)
+    users, items = set(batch.user_B.tolist()), set(batch.item_BN[:, 0].tolist())
+    expected = Objective(loss, 0.3)(*final, batch) / 40
+    for one_XD, other_XD, nodes in zip(one, other, (sorted(users), sorted(items)), strict=True):
+        cosine_XX = torch.stack(
+            [torch.stack([unit(one_XD[node]) @ unit(other_XD[against]) for against in nodes]) for node in nodes]
+        )
+        expected = expected + 0.7 * softmax_losses(cosine_XX, 0.4)
+    torch.testing.assert_close(got, expected, rtol=1e-10, atol=0)  # float64
+
+
+def test_noise_has_its_length_and_the_signs_of_what_it_is_added_to() -> None:
+    graph = graph_of(interactions())
+    model = IdEmbeddings(60, 25, width=5, seed=3).double()
+    keys = [(1, 2), (3, 4), (5, 6)]
+    options = {"noise": 0.25, "keys": keys}
+    (user_UD, item_ID), first = propagate_noisily(graph, model.user_UD, model.item_ID, (0.0, 1.0, 0.0), **options)
+    plain = graph.propagate(model.user_UD, model.item_ID, (0.0, 1.0))
+    for noisy_XD, exact_XD in zip((user_UD, item_ID), plain, strict=True):
+        added_XD = noisy_XD - exact_XD
+        some = exact_XD.abs().sum(1) > 0
+        torch.testing.assert_close(added_XD[some].norm(dim=1), torch.full((int(some.sum()),), 0.25).double())
+        assert (added_XD * exact_XD >= 0).all()
+        assert not added_XD[~some].any()
+    torch.testing.assert_close(first, (user_UD, item_ID))
+    without, _ = propagate_noisily(graph, model.user_UD, model.item_ID, (0.2, 0.3, 0.5), noise=0.0, keys=keys)
+    torch.testing.assert_close(without, graph.propagate(model.user_UD, model.item_ID, (0.2, 0.3, 0.5)))
+
+
+def test_bias_margin_is_the_formula() -> None:
+    model = IdEmbeddings(60, 25, width=5, popularity=True, seed=3).double()
+    got, sampler = step_of(BiasMargin("infonce", 0.3, bias_weight=0.4), model)
+    graph, batch, tables = sampler.graph, sampler.draw(4), model.popularity
+    user_UD, item_ID = model(graph)
+    expected = torch.zeros((), dtype=torch.float64)
+    for user, items in zip(batch.user_B.tolist(), batch.item_BN.tolist(), strict=True):
+        popular_D = tables.user_LD[int(graph.user_degree_U[user])]
+        popular_ND = tables.item_LD[graph.item_degree_I[items]]
+        margin = 1 - torch.sigmoid(popular_D @ popular_ND[0])
+        cosine_N = torch.stack([unit(user_UD[user]) @ unit(item_ID[item]) for item in items])
+        turned_N = torch.cat([torch.cos(torch.arccos(cosine_N[:1]) + margin), cosine_N[1:]])
+        bias_N = torch.stack([unit(popular_D) @ unit(item_D) for item_D in popular_ND])
+        for share, score_N in ((0.6, turned_N), (0.4, bias_N)):
+            expected += share * ((score_N / 0.3).logsumexp(0) - score_N[0] / 0.3)
+    torch.testing.assert_close(got, expected / 40, rtol=1e-10, atol=0)  # float64
+
+
+def test_degrees_past_the_table_share_its_last_row() -> None:
+    model = IdEmbeddings(60, 25, width=5, popularity=True)
+    graph, tables = graph_of(interactions()), model.popularity
+    assert tables is not None
+    graph.item_degree_I[4] = tables.LAST + 100
+    assert torch.equal(tables(graph)[1][4], tables.item_LD[tables.LAST])
+
+
+def test_multinomial_is_the_formula() -> None:
+    seen_UI = interactions()
+    model = MultVae(25, hidden_width=6, width=3, seed=3).double()
+    torch.nn.init.normal_(model.biases["output"], generator=torch.Generator().manual_seed(1))
+    got, sampler = step_of(Multinomial("multinomial", kl_weight=0.6), model)
+    graph, kept = sampler.graph, sampler.graph.thinned(0.5, sampler.key(4, 3))
+    draws_UZ = alpharec.baselines._normal(0, torch.zeros(60, 3, dtype=torch.float64), sampler.key(4, 4))
+    biases, losses = model.biases, []
+    for user in sorted(set(sampler.draw(4).user_B.tolist())):
+        given_I = torch.zeros(25, dtype=torch.float64)
+        given_I[kept.items[kept.rowptr[user] : kept.rowptr[user + 1]].long()] = (
+            2 / graph.user_degree_U[user].double().sqrt()
+        )
+        hidden_H = torch.tanh(given_I @ model.encoder_IH + biases["encoder"])
+        mean_Z, log_variance_Z = (model.latent_2ZH @ hidden_H + biases["latent"]).split(3)
+        latent_Z = mean_Z + draws_UZ[user] * torch.exp(log_variance_Z / 2)
+        decoded_H = torch.tanh(model.decoder_HZ @ latent_Z + biases["decoder"])
+        log_I = torch.log_softmax(model.output_IH @ decoded_H + biases["output"], 0)
+        divergence = 0.5 * (mean_Z**2 + log_variance_Z.exp() - 1 - log_variance_Z).sum()
+        losses.append(0.6 * divergence - log_I[seen_UI[user]].sum())
+    torch.testing.assert_close(got, torch.stack(losses).mean(), rtol=1e-6, atol=0)  # scales are float32
+
+
+def test_normal_draws_are_normal() -> None:
+    draws_XD = alpharec.baselines._normal(0, torch.empty(400, 500, dtype=torch.float64), (3, 4))
+    assert abs(draws_XD.mean()) < 4 / 200_000**0.5
+    assert abs(draws_XD.var() - 1) < 4 * (2 / 200_000) ** 0.5
+    within = (draws_XD.abs() < 1).double().mean()
+    assert abs(within - 0.6827) < 4 * (0.6827 * 0.3173 / 200_000) ** 0.5
+    some_XD = alpharec.baselines._normal(100, draws_XD[:5], (3, 4))
+    assert torch.equal(some_XD, draws_XD[100:105]), "a row's draws depend on its number alone"
+
+
+@pytest.mark.parametrize("preset", ["paper", "lightgcn", "mf-bpr", "sgl", "xsimgcl", "bc-loss", "multvae"])
+def test_a_trained_model_is_loaded_as_it_was(preset: str) -> None:
+    settings = Settings.model_validate({"preset": preset, "model": {"hidden_width": 6, "width": 4}})
+    model = build_model(settings, 8, 60, 25)
+    weights = {name: torch.randn_like(weight) for name, weight in model.state_dict().items()}
+    model.load_state_dict(weights)
+    loaded, objective = load_model(settings.model_dump(mode="json"), weights)
+    graph = graph_of(interactions())
+    features = model.features(torch.randn(25, 8), graph)
+    assert type(loaded) is type(model)
+    for one, other in zip(loaded(graph, features), model(graph, features), strict=True):
+        assert torch.equal(one, other)
+    assert objective == build_objective(settings)

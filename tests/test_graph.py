@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from torch import Tensor
 from torch_geometric.nn import LGConv
 
 import alpharec.graph
-from alpharec.baselines import IdEmbeddings
+from alpharec.baselines import BiasMargin, Contrast, IdEmbeddings, Multinomial, MultVae
 from alpharec.graph import VIRTUAL_SHARDS, Batch, InteractionGraph, Part, Sampler, _shuffle, layer_weights, user_range
 from alpharec.model import AlphaRec, NonFiniteLossError, Objective, TextFeatures, train_step
 
@@ -83,6 +84,24 @@ def literal_propagation(
     layers = [torch.linalg.matrix_power(normalised, layer) @ start for layer in range(len(weights))]
     final = torch.stack([weight * layer for weight, layer in zip(weights, layers, strict=True)]).sum(0)
     return final[:num_users], final[num_users:]
+
+
+def test_a_thinned_graph_is_the_graph_of_what_is_left() -> None:
+    graph, seen_UI = graph_of(random_seen(60, 40)), random_seen(60, 40)
+    key = Sampler(graph, 3, batch_size=8, num_negatives=2).key(5, 3)
+    thin = graph.thinned(0.4, key)
+    users, items = torch.repeat_interleave(thin.user_degree_U), thin.items.long()
+    left_UI = torch.zeros_like(seen_UI)
+    left_UI[users, items] = True
+    assert not (left_UI & ~seen_UI).any()
+    share = 1 - left_UI.sum() / seen_UI.sum()
+    assert abs(share - 0.4) < 3 * (0.24 / seen_UI.sum()) ** 0.5  # three deviations
+    user_UD, item_ID = normal(60, 3), normal(40, 3, seed=2)
+    got, expected = (of.propagate(user_UD, item_ID, layer_weights(2)) for of in (thin, graph_of(left_UI)))
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-15)
+    other = graph.thinned(0.4, Sampler(graph, 3, batch_size=8, num_negatives=2).key(6, 3))
+    assert not torch.equal(other.user_degree_U, thin.user_degree_U), "another step leaves out others"
+    assert torch.equal(graph.items, graph_of(seen_UI).items), "the graph itself is as it was"
 
 
 # Propagation
@@ -242,16 +261,32 @@ def share(part: Part, item_IT: Tensor) -> Tensor:
     return item_IT[part.rows(len(item_IT))]
 
 
+# float64 and widths of 4; every loss but the last adds to InfoNCE
+OTHERS: dict[str, tuple[Any, Objective]] = {
+    "ids": (lambda *sizes: IdEmbeddings(*sizes, width=4, seed=5), Objective()),
+    "sgl": (lambda *sizes: IdEmbeddings(*sizes, width=4, seed=5), Contrast(weight=0.3, dropped=0.3)),
+    "sgl of titles": (lambda *sizes: AlphaRec(6, hidden_width=10, width=4, seed=5), Contrast(weight=0.3, dropped=0.3)),
+    "xsimgcl": (
+        lambda *sizes: IdEmbeddings(*sizes, width=4, layer_0_weight=0.0, seed=5),
+        Contrast(weight=0.3, noise=0.1),
+    ),
+    "bc": (lambda *sizes: IdEmbeddings(*sizes, width=4, popularity=True, seed=5), BiasMargin()),
+    "multvae": (lambda users, items: MultVae(items, hidden_width=6, width=4, seed=5), Multinomial("multinomial")),
+}
+
+
 def take_steps(
-    part: Part, seen_UI: Tensor, *, commute: bool, ids: bool = False, first: bool = False, whole: bool = False
+    part: Part, seen_UI: Tensor, *, commute: bool, other: str = "", first: bool = False, whole: bool = False
 ) -> dict[str, Tensor]:
     """Take three steps of a float64 model; return representations and gradients of the first, losses, weights.
 
-    ``first``: vectors are propagated before; ``whole``: every worker has all items.
+    ``other``: a model and a loss of ``OTHERS``; ``first``: vectors are propagated before; ``whole``: every worker has
+    all items.
     """
     graph, item_IT = graph_of(seen_UI, part), normal(seen_UI.shape[1], 6)
     text_model = AlphaRec(6, hidden_width=10, width=4, num_layers=2, propagate_first=first, seed=5)
-    model = (IdEmbeddings(*seen_UI.shape, width=4, seed=5) if ids else text_model).double()
+    make, objective = OTHERS.get(other, (lambda *sizes: text_model, Objective()))
+    model = make(*seen_UI.shape).double()
     weights = layer_weights(2 if first else 0)
     features = TextFeatures.build(share(part, item_IT), graph, commute=commute, weights=weights)
     assert (features.user_UT is None) == commute
@@ -263,7 +298,7 @@ def take_steps(
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
     losses = []
     for step in range(STEPS):
-        losses.append(train_step(model, optimizer, features, sampler, step, Objective()))
+        losses.append(train_step(model, optimizer, features, sampler, step, objective))
         if step == 0:
             result |= {f"gradient of {name}": weight.grad.clone() for name, weight in model.named_parameters()}
     result["losses"] = torch.tensor(losses, dtype=torch.float64)
@@ -303,7 +338,7 @@ def work(rank: int, folder: Path) -> None:
             "commuted": take_steps(part, isolated_seen(), commute=True),
             "stored": take_steps(part, isolated_seen(), commute=False),
             "few": take_steps(part, two_users(), commute=True),
-            "ids": take_steps(part, isolated_seen(), commute=True, ids=True),
+            **{other: take_steps(part, isolated_seen(), commute=True, other=other) for other in OTHERS},
             "first": take_steps(part, isolated_seen(), commute=False, first=True),
             "whole": take_steps(part, isolated_seen(), commute=False, first=True, whole=True),
             "stopped": spoil_one_worker(part),
@@ -323,7 +358,7 @@ def test_workers_equal_one_worker(tmp_path: Path) -> None:
         "commuted": take_steps(Part(), isolated_seen(), commute=True),
         "stored": take_steps(Part(), isolated_seen(), commute=False),
         "few": take_steps(Part(), two_users(), commute=True),
-        "ids": take_steps(Part(), isolated_seen(), commute=True, ids=True),
+        **{other: take_steps(Part(), isolated_seen(), commute=True, other=other) for other in OTHERS},
         "first": take_steps(Part(), isolated_seen(), commute=False, first=True),
         "whole": take_steps(Part(), isolated_seen(), commute=False, first=True, whole=True),
     }
@@ -340,7 +375,7 @@ def test_workers_equal_one_worker(tmp_path: Path) -> None:
                     torch.testing.assert_close(
                         value, expected[name], rtol=1e-10, atol=1e-12, msg=lambda text, n=name: f"{n}: {text}"
                     )
-            weights = ("user_UD", "item_ID") if case == "ids" else ("first.weight", "last.bias")
+            weights = [name for name in expected if name not in ("user", "item", "losses") and "gradient" not in name]
             for name in weights:  # every worker holds the same bits, or they would drift apart
                 assert all(torch.equal(worker[case][name], workers[0][case][name]) for worker in workers)
         assert all(worker["stopped"] for worker in workers)

@@ -330,19 +330,23 @@ def test_a_trained_user_given_by_its_train_items_gets_its_own_representation(
     torch.testing.assert_close(found, user_UD[:NUM_USERS], atol=tolerance, rtol=0)
 
 
-def test_id_embeddings_are_published_and_ranked_and_refuse_newcomers(shop: Shop) -> None:
+@pytest.mark.parametrize(
+    ("kind", "loss", "line"), [("id", "bc", "ID embeddings, no titles"), ("multvae", "multinomial", "autoencoder")]
+)
+def test_models_without_titles_are_published_and_ranked_and_refuse_newcomers(
+    shop: Shop, kind: str, loss: str, line: str
+) -> None:
     settings = shop.settings.model_copy(
-        update={"name": "ids", "model": shop.settings.model.model_copy(update={"kind": "id"})}
+        update={"name": kind, "model": shop.settings.model.model_copy(update={"kind": kind})}
     )
-    settings = settings.model_copy(
-        update={"train": settings.train.model_copy(update={"max_epochs": 40, "learning_rate": 0.05})}
-    )
+    train = {"max_epochs": 40, "evaluate_every": 40, "learning_rate": 0.05, "loss": loss}
+    settings = settings.model_copy(update={"train": settings.train.model_copy(update=train)})
     model = fit(shop.store, settings, shop.dataset, shop.vectors)
     evaluation = evaluate_model(shop.store, settings, shop.dataset, shop.vectors, model)
     assert evaluation.summary["recall@20"] == 1.0, "all 20 items are ranked"
     publish(shop.store, settings, shop.dataset, shop.vectors, model, evaluation)
-    bundle = shop.store.latest("bundles", "ids")
-    assert "ID embeddings, no titles" in bundle.read_bytes("MODEL_CARD.md").decode()
+    bundle = shop.store.latest("bundles", kind)
+    assert line in bundle.read_bytes("MODEL_CARD.md").decode()
     lists = read_lists(recommend(shop.store, settings))
     right = [int(lists[f"u{user}"]["item_ids"][0][1:]) % 2 == user % 2 for user in range(NUM_USERS)]
     assert np.mean(right) > 0.7, "half is chance; items that nobody has in train keep their first vectors"

@@ -22,11 +22,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 import ray.data
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from alpharec.artifacts import Artifact, Store, digest
@@ -376,6 +378,17 @@ class Asked:
         found = evaluate(*ends, truth=self.truth, seen=self.seen, ks=(self.k,), block_size=self.block_size)
         return {name: found.values[name] for name in (f"hr@{self.k}", f"ndcg@{self.k}")}
 
+    def by_vectors(self, query_QT: Tensor, item_IT: Tensor) -> dict[str, float]:
+        """Return HR@K and NDCG@K of ranking titles by their cosine with the query: no model, no history.
+
+        Shapes: the encoder's vectors of the queries [Q, T] and of the titles [I, T].
+        """
+        user_UT = torch.zeros(len(self.query_UD), query_QT.shape[1])
+        user_UT[self.users] = query_QT
+        sides = user_UT, F.normalize(item_IT, dim=1)
+        found = evaluate(*sides, truth=self.truth, seen=self.seen, ks=(self.k,), block_size=self.block_size)
+        return {name: found.means()[name] for name in (f"hr@{self.k}", f"ndcg@{self.k}")}
+
 
 def measure_intentions(
     store: Store, settings: Settings, dataset: Artifact, vectors: Artifact, model: Artifact
@@ -385,8 +398,9 @@ def measure_intentions(
     The target is the one right item; all items are ranked, and those of the other splits left out, as the evaluation
     does. The items' and the queries' vectors are computed and projected once.
 
-    ``metrics.json``: by ``together`` (the paper's propagation) and ``alone`` (as served): the curves, the best alpha by
-    valid NDCG, test at 0, best and 1, and at one alpha for each group of users by activity, chosen the same way;
+    ``metrics.json``: ``encoder alone``, titles ranked by their cosine with the query; and by ``together`` (the paper's
+    propagation) and ``alone`` (as served) the curves, the best alpha by valid NDCG, test at 0, best and 1, and at one
+    alpha for each group of users by activity, chosen the same way;
     ``per_query.parquet``; ``report.html``, the curves.
 
     Raises:
@@ -413,8 +427,10 @@ def measure_intentions(
     texts = table["query"].combine_chunks().dictionary_encode()  # each text once
     numbers = pa.array(map(str, range(len(texts.dictionary))), pa.string())
     query_QT = torch.from_numpy(load_vectors(embed_texts(store, settings, numbers, texts.dictionary)))
-    frozen = Frozen.load(data, torch.from_numpy(load_vectors(vectors)).float(), model)
-    query_QD = frozen.network.project(query_QT.float())[texts.indices.to_numpy().astype(np.int64)]
+    item_IT = torch.from_numpy(load_vectors(vectors)).float()
+    frozen = Frozen.load(data, item_IT, model)
+    text_Q = torch.from_numpy(texts.indices.to_numpy().astype(np.int64))
+    query_QD = frozen.network.project(query_QT.float())[text_Q]
     asked = {split: _asked(frozen, data, settings, table, query_QD, split) for split in ASKED}
     metrics, columns = dict[str, Any](), dict[str, dict[str, Tensor]]()
     for way in WAYS:
@@ -423,6 +439,7 @@ def measure_intentions(
     per_query = {"user_id": data.user_ids.take(test["user"]), "item_id": data.item_ids.take(test["item"])}
     for way, values in columns.items():
         per_query |= {f"{way}/{name}": pa.array(value_Q.float().numpy()) for name, value_Q in values.items()}
+    metrics["encoder alone"] = asked["test"].by_vectors(query_QT.float()[text_Q[_rows(table, "test")]], item_IT)
     summary = {"queries": {split: len(asked[split].users) for split in ASKED}, "k": chosen.k}
     metrics.update(summary)
     draft = store.draft("intentions", settings.name, version)
@@ -437,13 +454,17 @@ def measure_intentions(
 
 
 def _asked(frozen: Frozen, data: Dataset, settings: Settings, table: pa.Table, query_QD: Tensor, split: str) -> Asked:
-    rows = np.flatnonzero(pc.equal(table["split"], split).to_numpy())
+    rows = _rows(table, split)
     users, items = (torch.from_numpy(table[name].to_numpy()[rows].copy()) for name in ("user", "item"))
     query_UD = torch.zeros_like(frozen.history_UD)
     query_UD[users] = query_QD[torch.from_numpy(rows)]
     _, seen = truth_and_seen(data.splits, split, settings.evaluate, count=data.num_users)
     truth = Lists.from_pairs(users, items, data.num_users)
     return Asked(frozen, users, query_UD, truth, seen, settings.intention.k, settings.evaluate.block_size)
+
+
+def _rows(table: pa.Table, split: str) -> npt.NDArray[np.int64]:
+    return np.flatnonzero(pc.equal(table["split"], split).to_numpy())
 
 
 def _search(
@@ -485,6 +506,7 @@ def report_page(name: str, metrics: Mapping[str, Any]) -> str:
         caption = f"{way}: {meaning}. Test queries by alpha; valid queries choose {found['alpha']:g}."
         figures[caption] = lines(series, x="alpha: 0 history alone, 1 intention alone", y="test")
         rows += [{"propagated": way, "alpha": at, **values} for at, values in found["test"].items()]
+    rows.append({"propagated": "no model: cosine of query and title", "alpha": "-", **metrics["encoder alone"]})
     return page(f"Intention, {name}", metrics, figures, rows)
 
 
@@ -495,4 +517,6 @@ def format_intentions(artifact: Artifact) -> str:
         told.append(f"{way}, alpha {metrics[way]['alpha']:g} chosen on valid queries; test:")
         for at, values in metrics[way]["test"].items():
             told.append(f"  alpha {at:<10}" + "".join(f"{name:>10} {value:.4f}" for name, value in values.items()))
+    encoder = "".join(f"{name:>10} {value:.4f}" for name, value in metrics["encoder alone"].items())
+    told.append(f"no model, cosine of query and title vectors:\n{'':18}{encoder}")
     return "\n".join(told)

@@ -52,6 +52,7 @@ def main() -> None:
     print_result(
         dataset=given.dataset,
         queries=metrics["queries"],
+        encoder_alone={name: round(value, 4) for name, value in metrics["encoder alone"].items()},
         alphas=metrics["together"]["alphas"],
         **ways,
         best_epoch=model["best_epoch"],

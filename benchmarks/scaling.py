@@ -5,7 +5,8 @@
 ``speedup`` is the median seconds of a step on one worker over those on two, same global batch, rounds in turns;
 ``loss_difference`` the largest relative distance of any worker count's losses to those of one worker, and
 ``metric_difference`` of Recall, NDCG and HR@20 after the last step, on a tenth of the interactions held out. More
-workers than cores say nothing of speed: 3 and 4 are compared by these alone. Plain torch processes over gloo, no Ray.
+workers than cores say nothing of speed: 3 and 4 are compared by these alone. ``--double`` compares in float64: what is
+left of a difference then is not of rounding. Plain torch processes over gloo, no Ray.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ WARM_UP = 3
 Graph = tuple[Tensor, Tensor, int, int]
 
 
-def work(rank: int, size: int, folder: str, graph: Graph, held: Graph | None, hidden: int, steps: int) -> None:
+def work(
+    rank: int, size: int, folder: str, graph: Graph, held: Graph | None, hidden: int, steps: int, double: bool
+) -> None:
     """Train in one process; the first writes losses, seconds a step, and metrics on what is held out."""
     warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
     warnings.filterwarnings("ignore", message=".*is deprecated. Please use `torch.distributed")  # new in 2.13
@@ -42,7 +45,9 @@ def work(rank: int, size: int, folder: str, graph: Graph, held: Graph | None, hi
     users, items, num_users, num_items = graph
     part = InteractionGraph(users, items, num_users=num_users, num_items=num_items, part=Part(rank, size))
     vectors = torch.nn.functional.normalize(torch.randn(num_items, 384, generator=torch.Generator().manual_seed(0)))
-    features, model = TextFeatures.build(vectors[part.part.rows(num_items)], part), AlphaRec(384, hidden_width=hidden)
+    precision = torch.float64 if double else torch.float32
+    features = TextFeatures.build(vectors[part.part.rows(num_items)].to(precision), part)
+    model = AlphaRec(384, hidden_width=hidden).to(precision)
     sampler = Sampler(part, seed=101, batch_size=4096, num_negatives=256)
     optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)
     objective, losses, seconds = Objective("infonce", TEMPERATURE), [], []
@@ -71,11 +76,11 @@ def rank_held_out(model: AlphaRec, features: TextFeatures, graph: InteractionGra
 
 
 def measure(
-    size: int, graph: Graph, hidden: int, steps: int, held: Graph | None = None
+    size: int, graph: Graph, hidden: int, steps: int, held: Graph | None = None, double: bool = False
 ) -> tuple[list[float], float, dict[str, float]]:
     """Return the losses, the median seconds of a step, and metrics on ``held`` pairs."""
     with tempfile.TemporaryDirectory() as folder:
-        torch.multiprocessing.spawn(work, (size, folder, graph, held, hidden, steps), nprocs=size)
+        torch.multiprocessing.spawn(work, (size, folder, graph, held, hidden, steps, double), nprocs=size)
         losses, seconds, metrics = torch.load(f"{folder}/result")
     return losses, statistics.median(seconds[WARM_UP:]), metrics
 
@@ -87,6 +92,7 @@ def main() -> None:
     arguments.add_argument("--steps", type=int, default=40, help="of each timed run")
     arguments.add_argument("--rounds", type=int, default=2)
     arguments.add_argument("--curve-steps", type=int, default=200, help="over which losses are compared")
+    arguments.add_argument("--double", action="store_true", help="compare losses and metrics in float64")
     given = arguments.parse_args()
     graph = load_train(given.dataset, Path(given.data) / given.dataset)
     seconds: dict[int, list[float]] = {1: [], 2: []}
@@ -97,7 +103,8 @@ def main() -> None:
     speedups = [one / two for one, two in zip(seconds[1], seconds[2], strict=True)]
     order = torch.randperm(len(graph[0]), generator=torch.Generator().manual_seed(0))
     held, kept = ((graph[0][rows], graph[1][rows], *graph[2:]) for rows in order.tensor_split([len(order) // 10]))
-    found = {size: measure(size, kept, given.hidden, given.curve_steps, held) for size in (1, 2, 3, 4)}
+    curves = (kept, given.hidden, given.curve_steps, held, given.double)
+    found = {size: measure(size, *curves) for size in (1, 2, 3, 4)}
     alone, metrics = found[1][0], {size: of for size, (_, _, of) in found.items()}
     differences = {
         size: max(abs(loss - one) / abs(one) for loss, one in zip(curve, alone, strict=True))
@@ -114,6 +121,7 @@ def main() -> None:
         loss_differences=differences,
         metric_difference=max(abs(of[name] - metrics[1][name]) for of in metrics.values() for name in of),
         metrics=metrics,
+        double=given.double,
         curve_steps=given.curve_steps,
     )
 

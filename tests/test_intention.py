@@ -22,6 +22,7 @@ from alpharec.config import Settings, SettingsError, load_settings
 from alpharec.embed import embed
 from alpharec.graph import layer_weights
 from alpharec.intention import (
+    Asked,
     Frozen,
     IntentionError,
     leaks,
@@ -32,6 +33,7 @@ from alpharec.intention import (
     take_titles_out,
     without_title,
 )
+from alpharec.ranking import Lists
 from alpharec.train import Training, represent
 from alpharec.vectors import load_vectors
 
@@ -317,3 +319,12 @@ def test_queries_of_one_split_cannot_choose_alpha(
     settings = shop_settings(folder, queries=str(folder / "test_only.csv"))
     with pytest.raises(IntentionError, match=r"chosen on valid queries .*\(got none of valid\)"):
         measure_intentions(store, settings, dataset, *trained[1:])
+
+
+def test_the_encoder_alone_ranks_titles_by_their_cosine_with_the_query() -> None:
+    item_IT = torch.tensor([[3.0, 0.0], [1.0, 1.0], [0.0, 5.0], [-1.0, 0.0]])
+    truth = Lists.from_pairs(torch.tensor([0, 2]), torch.tensor([1, 3]), 3)
+    seen = Lists.from_pairs(torch.tensor([0]), torch.tensor([0]), 3)  # left out: item 1 comes first for user 0
+    asked = Asked(None, torch.tensor([0, 2]), torch.zeros(3, 7), truth, seen, k=2, block_size=8)  # type: ignore[arg-type]
+    found = asked.by_vectors(torch.tensor([[2.0, 1.0], [0.0, 1.0]]), item_IT)
+    assert found == {"hr@2": 0.5, "ndcg@2": 0.5}

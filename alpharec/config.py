@@ -38,6 +38,8 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "no-propagation": {"model": {"num_layers": 0}},
     "no-contrast": {"train": BPR},
     "propagate-first": {"model": {"order": "propagate-first"}},
+    "text-propagation": {"model": {"projector": "identity"}, "train": {"max_epochs": 0}},
+    "text-neighbors": {"model": {"projector": "identity", "num_layers": 0}, "train": {"max_epochs": 0}},
     **{name: sections | {"train": {"learning_rate": 1e-3}} for name, sections in ID_MODELS.items()},
     **{f"{name}-bpr": sections | {"train": {"learning_rate": 1e-3} | BPR} for name, sections in ID_MODELS.items()},
     "bc-loss": {"model": {"kind": "id"}, "train": {"learning_rate": 1e-3, "loss": "bc"}},
@@ -216,8 +218,10 @@ class ModelSettings(Section):
         description="propagate-first: propagate the title vectors once, ahead of training, then train the projector on "
         "a batch's rows alone, with no graph in the step",
     )
-    projector: Literal["mlp", "linear"] = Field(
-        "mlp", description="mlp: Linear(d,h) - LeakyReLU - Linear(h,64). linear: Linear(d,64) without bias"
+    projector: Literal["mlp", "linear", "identity"] = Field(
+        "mlp",
+        description="mlp: Linear(d,h) - LeakyReLU - Linear(h,64). linear: Linear(d,64) without bias. identity: title "
+        "vectors as they are, nothing to train",
     )
     hidden_width: int | None = Field(
         None, ge=1, description="h; unset: the paper's for text widths it names (768, 1536, 3072, 4096), else 1536"
@@ -275,7 +279,9 @@ class TrainSettings(Section):
     precision: Literal["float32", "bfloat16"] = Field(
         "float32", description="of the projector's matrix products; weights and sums of gradients stay float32"
     )
-    max_epochs: int = Field(500, ge=1, description="an epoch draws as many positives as there are train interactions")
+    max_epochs: int = Field(
+        500, ge=0, description="an epoch draws as many positives as there are train interactions; 0: leave it untrained"
+    )
     evaluate_every: int = Field(5, ge=1, description="epochs between two validations")
     patience: int = Field(20, ge=1, description="validations without a better score before the run stops")
     checkpoint_every: int = Field(1, ge=1, description="epochs between two checkpoints; the work a kill can lose")
@@ -516,13 +522,14 @@ class Settings(BaseSettings):
     storage: str = Field("store", description="storage root: a folder, s3://bucket/prefix, any fsspec URL")
     seed: int = Field(101, ge=0, description="the one seed; same seed and same workers: same bits on CPU")
     preset: Literal[
-        "paper", "linear-mapping", "no-mlp", "no-propagation", "no-contrast", "propagate-first", "lightgcn",
-        "lightgcn-bpr", "mf", "mf-bpr", "sgl", "sgl-bpr", "xsimgcl", "xsimgcl-bpr", "bc-loss", "multvae",
+        "paper", "linear-mapping", "no-mlp", "no-propagation", "no-contrast", "propagate-first", "text-propagation",
+        "text-neighbors", "lightgcn", "lightgcn-bpr", "mf", "mf-bpr", "sgl", "sgl-bpr", "xsimgcl", "xsimgcl-bpr",
+        "bc-loss", "multvae",
     ] = Field(
         "paper",
         description="starting point of model and train settings: the paper's model, one of its ablations, the other "
-        "order, or a model that knows no titles (lightgcn, mf, sgl, xsimgcl: AlphaRec's loss and batches; -bpr: BPR "
-        "with one negative, as published; bc-loss, multvae)",
+        "order, title vectors that nothing is trained on, or a model that knows no titles (lightgcn, mf, sgl, xsimgcl: "
+        "AlphaRec's loss and batches; -bpr: BPR with one negative, as published; bc-loss, multvae)",
     )  # fmt: skip
     data: DataSettings = DataSettings()
     encoder: EncoderSettings = EncoderSettings()
@@ -559,6 +566,11 @@ class Settings(BaseSettings):
             raise ValueError(
                 "train.loss = multinomial and model.kind = multvae go together, and train.loss = bc with model.kind = "
                 f"id (got {loss} and {kind}); choose a preset"
+            )
+        if self.model.projector == "identity" and (kind != "alpharec" or self.train.max_epochs):
+            raise ValueError(
+                "model.projector = identity has nothing to train (got "
+                f"train.max_epochs = {self.train.max_epochs}, model.kind = {kind}); choose --preset text-propagation"
             )
         unpropagated = self.model.num_layers == 0 or self.model.order == "propagate-first"
         if contrast != "none" and (unpropagated or loss not in ("infonce", "bpr")):

@@ -155,8 +155,9 @@ class AlphaRec(nn.Module):
     Args:
         text_width: T.
         hidden_width: H of the MLP; unused by the linear projector.
-        width: D.
-        projector: "mlp", Linear(T,H) - LeakyReLU(0.01) - Linear(H,D), or "linear", Linear(T,D) without bias.
+        width: D; the identity's is T.
+        projector: "mlp", Linear(T,H) - LeakyReLU(0.01) - Linear(H,D), "linear", Linear(T,D) without bias, or
+            "identity", which is not trained.
         num_layers: L of the propagation; 0 turns it off.
         layer_0_weight: of a node's own vector in the sum of layers; None: 1 / (L + 1).
         propagate_first: it is the vectors that were propagated, before the projector; no graph is left in a step.
@@ -179,6 +180,7 @@ class AlphaRec(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        width = text_width if projector == "identity" else width
         self.num_layers, self.width, self.propagate_first = num_layers, width, propagate_first
         self.layer_weights = layer_weights(num_layers, layer_0_weight)
         # Made on "meta", so that torch's own initialisation does not advance the global generator.
@@ -192,6 +194,9 @@ class AlphaRec(nn.Module):
                 bound = 1 / math.sqrt(layer.in_features)
                 for weight in layer.parameters():
                     weight.copy_(torch.empty(weight.shape).uniform_(-bound, bound, generator=generator))
+        if projector == "identity":
+            nn.init.eye_(self.first.weight)
+            self.first.requires_grad_(False)
 
     @torch.no_grad()
     def project(self, text_XT: Tensor) -> Tensor:

@@ -315,6 +315,8 @@ def _model_line(model: Mapping[str, Any]) -> str:
         return f"autoencoder, no titles: hidden width {model['hidden_width']}, latent width {model['width']}"
     if model["kind"] == "id":
         return f"ID embeddings, no titles: width {model['width']}, {model['num_layers']} layers"
+    if model["projector"] == "identity":
+        return f"title vectors as they are, nothing trained: {model['num_layers']} layers"
     return f"{model['projector']} projector, width {model['width']}, {model['num_layers']} layers, {model['order']}"
 
 

@@ -69,6 +69,8 @@ def search(store: Store, settings: Settings, dataset: Artifact, vectors: Artifac
             f"search.parameters: {' and '.join(once)} cannot be searched with model.order = propagate-first, whose "
             "vectors are propagated once for all trials; leave it out"
         )
+    if settings.train.max_epochs == 0:
+        raise SearchError("a search compares trained models (got train.max_epochs = 0); set train.max_epochs")
     started = time.monotonic()
     connect(settings)
     sweep = f"{settings.name}-{version}"

@@ -367,6 +367,11 @@ class Training:
         ``wants_checkpoint`` is asked after every step; where it says so, True is yielded inside the epoch.
         """
         train, state = self.settings.train, self.state
+        if train.max_epochs == 0:
+            state.history = [
+                {"epoch": 0, "step": 0, "seconds": 0.0, "workers": self.graph.part.size} | self._validate()
+            ]
+            yield True
         while state.epoch < train.max_epochs and state.waited < train.patience:
             while self._take_step():
                 if wants_checkpoint():
@@ -547,7 +552,8 @@ def _evaluation_page(data: Dataset, model: Artifact, metrics: dict[str, Any], it
     for name in ("loss", select):
         entries = [entry for entry in history if name in entry]
         curve = [entry["epoch"] for entry in entries], [entry[name] for entry in entries]
-        figures[f"{name} by epoch"] = report.lines({name: curve}, x="epoch", y=name)
+        if len(entries) > 1:
+            figures[f"{name} by epoch"] = report.lines({name: curve}, x="epoch", y=name)
     activity = metrics.get("test_by_user_activity", {})
     if activity:
         values = [found.get(recall, 0.0) for found in activity.values()]

@@ -39,7 +39,7 @@ from alpharec.vectors import load_vectors
 
 METRICS = ("recall@20", "ndcg@20", "hr@20")
 CLOSED = ("most-popular", "text-neighbors", "text-propagation", "ease", "gf-cf")
-TRAINED = ("alpharec", "alpharec-shuffled", *(preset for preset in PRESETS if preset != "paper"))
+TRAINED = ("alpharec", "alpharec-shuffled", *(name for name in PRESETS if name not in ("paper", *CLOSED)))
 Candidate = tuple[dict[str, Any], Scores | tuple[Tensor, Tensor]]
 
 
@@ -55,6 +55,7 @@ class Board:
                 self.given.dataset,
                 self.given.data,
                 storage=self.given.storage,
+                encoder__prompt=self.given.prompt,
                 evaluate__valid_mask="train+test",
                 **options,
             )
@@ -109,7 +110,7 @@ class Board:
             "train__max_epochs": self.given.epochs,
             "train__patience": self.given.patience,
             "train__temperature": self.given.temperature,
-            "model__hidden_width": self.given.hidden,
+            "model__hidden_width": None if name == "multvae" else self.given.hidden,
         }
         settings = self.settings(**options)
         vectors = source_vectors(Store(settings.storage), settings, self.prepared, self.embedded["embed"])
@@ -210,6 +211,9 @@ def main() -> None:
     arguments.add_argument("--patience", type=int, default=3, help="validations without a better one, one in 5 epochs")
     arguments.add_argument("--hidden", type=int, default=None, help="alpharec's hidden width; unset: 1,536 for MiniLM")
     arguments.add_argument("--temperature", type=float, default=None, help="of infonce; unset: the dataset's own")
+    arguments.add_argument(
+        "--prompt", default=None, help="text around titles, e.g. '{title} xq zvw': noise; unset: none"
+    )
     arguments.add_argument("--storage", default=str(ROOT / "store/benchmarks"))
     arguments.add_argument("--page", default="", help="HTML file; unset: store/benchmarks/leaderboard-DATASET.html")
     given = arguments.parse_args()

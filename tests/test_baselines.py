@@ -433,3 +433,13 @@ def test_a_trained_model_is_loaded_as_it_was(preset: str) -> None:
     for one, other in zip(loaded(graph, features), model(graph, features), strict=True):
         assert torch.equal(one, other)
     assert objective == build_objective(settings)
+
+
+@pytest.mark.parametrize(("preset", "num_layers"), [("text-neighbors", 0), ("text-propagation", 2)])
+def test_an_untrained_preset_ranks_as_the_propagated_titles(preset: str, num_layers: int) -> None:
+    settings, item_IT = Settings.model_validate({"preset": preset}), torch.rand(25, 8)
+    graph, model = graph_of(interactions()), build_model(settings, 8)
+    sides = model(graph, model.features(item_IT, graph))
+    for side, expected in zip(sides, text_neighbors(item_IT, graph, num_layers=num_layers), strict=True):
+        torch.testing.assert_close(build_objective(settings).scale(side), expected)
+    assert not any(weight.requires_grad for weight in model.parameters())

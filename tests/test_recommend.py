@@ -358,6 +358,28 @@ def test_models_without_titles_are_published_and_ranked_and_refuse_newcomers(
         recommend(shop.store, asking)
 
 
+def test_propagated_titles_are_published_untrained_and_serve_newcomers(shop: Shop) -> None:
+    sections = {"model": {"projector": "identity"}, "train": {"max_epochs": 0}}
+    settings = shop_settings(shop.folder, name="titles", **sections)
+    model = fit(shop.store, settings, shop.dataset, shop.vectors)
+    assert (model.summary["epochs"], model.summary["best_epoch"]) == (0, 0)
+    assert model.summary["valid_recall@20"] == 1.0, "all 20 items are ranked"
+    evaluation = evaluate_model(shop.store, settings, shop.dataset, shop.vectors, model)
+    assert "first two principal components" in evaluation.read_bytes("report.html").decode()
+    bundle = publish(shop.store, settings, shop.dataset, shop.vectors, model, evaluation)
+    assert "nothing trained: 2 layers" in bundle.read_bytes("MODEL_CARD.md").decode()
+    users = table_file(shop.folder, "someone.csv", "user_id,item_ids", "new,i1 i3 i5")
+    asking = settings.model_copy(update={"recommend": settings.recommend.model_copy(update={"users": users})})
+    items = read_lists(recommend(shop.store, asking))["new"]["item_ids"]
+    graph, item_IT = build_graph(load_dataset(shop.dataset)), torch.from_numpy(load_vectors(shop.vectors)).float()
+    first_UD, first_ID = graph.mean_of_items(item_IT), item_IT
+    context_ID = item_context(graph, first_UD, first_ID, layer_weights(2))
+    user_D = item_IT[[1, 3, 5]].mean(0) / 3 + context_ID[[1, 3, 5]].sum(0) / 3**0.5
+    score_I = torch.nn.functional.normalize(graph.propagate(first_UD, first_ID, layer_weights(2))[1], dim=1) @ user_D
+    score_I[[1, 3, 5]] = -torch.inf
+    assert sorted(items) == sorted(f"i{item}" for item in score_I.topk(K).indices.tolist())
+
+
 def test_context_is_the_hand_computed_sum_of_layers() -> None:
     """One user with items 0 and 1 of three: e_u = 6, e_i = 1, 2, 9; D^-1/2 A D^-1/2 sends x to x / sqrt(2)."""
     pairs = Pairs(np.array([0, 0]), np.array([0, 1]))

@@ -4,7 +4,7 @@ Shapes: U users, I items, S items of this worker, B users of a block or a batch,
 P pairs, R rank, T text width, D representation width, H hidden width, Z latent width.
 
 Closed forms hold at most one I x I float32 matrix (50,000 items: 10 GB) and never U x I numbers. Most popular is
-``alpharec.train.popularity``.
+``alpharec.evaluation.popularity``.
 """
 
 from __future__ import annotations

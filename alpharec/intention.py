@@ -46,12 +46,13 @@ from alpharec.catalog import (
 from alpharec.config import IntentionSettings, Settings
 from alpharec.embed import embed_texts
 from alpharec.encoders import Generator
+from alpharec.evaluation import truth_and_seen
 from alpharec.graph import InteractionGraph
 from alpharec.model import AlphaRec, Objective
+from alpharec.networks import build_graph, load_model
 from alpharec.ranking import Lists, evaluate, user_activity_groups
 from alpharec.report import lines, page
 from alpharec.runtime import connect, cpus_each
-from alpharec.train import build_graph, load_model, truth_and_seen
 from alpharec.vectors import load_vectors
 
 logger = logging.getLogger(__name__)

@@ -14,11 +14,12 @@ from alpharec.config import SHORT_OF_ESTIMATE, Settings, SettingsError, load_set
 from alpharec.embed import EmbedError, dry_run, embed
 from alpharec.encoders import EncoderError, fingerprint
 from alpharec.estimate import DEVICES, EstimateError, estimate, format_estimate, size_of
+from alpharec.evaluation import EvaluationError, evaluate_model, find_model
 from alpharec.intention import IntentionError, format_intentions, measure_intentions
 from alpharec.recommend import RecommendError, publish, recommend
 from alpharec.runtime import show_progress
 from alpharec.search import SearchError, format_search, search
-from alpharec.train import TrainingError, evaluate_model, find_model, fit
+from alpharec.train import TrainingError, fit
 from alpharec.vectors import collect_garbage, export, line_of, verify
 
 logger = logging.getLogger(__name__)
@@ -65,6 +66,7 @@ EXPECTED = (
     EmbedError,
     EstimateError,
     TrainingError,
+    EvaluationError,
     SearchError,
     IntentionError,
     RecommendError,

@@ -44,9 +44,9 @@ from alpharec.encoders import fingerprint
 from alpharec.graph import InteractionGraph
 from alpharec.intention import mix
 from alpharec.model import AlphaRec, Objective
+from alpharec.networks import Network, build_graph, load_model
 from alpharec.ranking import Lists, rank
 from alpharec.runtime import connect, cpus_each
-from alpharec.train import Network, build_graph, load_model
 from alpharec.vectors import load_vectors, matrix, vector_column
 
 logger = logging.getLogger(__name__)

@@ -28,11 +28,13 @@ from torch import Tensor
 
 from alpharec.artifacts import Artifact, Store, digest
 from alpharec.config import SearchRange, Settings
+from alpharec.evaluation import Selection
 from alpharec.graph import InteractionGraph, layer_weights
 from alpharec.model import NonFiniteLossError, TextFeatures
+from alpharec.networks import build_model
 from alpharec.report import lines, page, points
 from alpharec.runtime import connect, cpus_each, show_progress
-from alpharec.train import DECIDES, Selection, State, Training, build_model, run_workers, source_vectors
+from alpharec.train import DECIDES, State, Training, run_workers, source_vectors
 
 logger = logging.getLogger(__name__)
 

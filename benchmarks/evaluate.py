@@ -17,9 +17,10 @@ from common import parser, peak_rss_mb, print_result, settings_arguments
 from alpharec.artifacts import Store
 from alpharec.catalog import load_dataset, prepare
 from alpharec.config import load_settings
+from alpharec.evaluation import truth_and_seen
 from alpharec.model import Objective, TextFeatures
+from alpharec.networks import build_graph, build_model
 from alpharec.ranking import evaluate, rank
-from alpharec.train import build_graph, build_model, truth_and_seen
 
 
 def main() -> None:

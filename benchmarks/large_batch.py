@@ -17,10 +17,11 @@ from common import ROOT, parser, print_result, settings_arguments
 
 from alpharec.catalog import load_dataset
 from alpharec.config import load_settings
+from alpharec.evaluation import truth_and_seen
 from alpharec.pipeline import run_stages
 from alpharec.ranking import evaluate
 from alpharec.runtime import show_progress
-from alpharec.train import Training, truth_and_seen
+from alpharec.train import Training
 
 PAPER_BATCH, PAPER_RATE = 4096, 5e-4
 

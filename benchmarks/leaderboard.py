@@ -30,11 +30,13 @@ from alpharec.artifacts import Artifact, Store
 from alpharec.baselines import GraphFilter, ease, text_neighbors
 from alpharec.catalog import Dataset, load_dataset
 from alpharec.config import PRESETS, Settings, load_settings
+from alpharec.evaluation import popularity, truth_and_seen
+from alpharec.networks import build_graph
 from alpharec.pipeline import run_stages
 from alpharec.ranking import Evaluation, Scores, evaluate, evaluate_scores
 from alpharec.report import bars, lines, page
 from alpharec.runtime import show_progress
-from alpharec.train import State, Training, build_graph, popularity, source_vectors, truth_and_seen
+from alpharec.train import State, Training, source_vectors
 from alpharec.vectors import load_vectors
 
 METRICS = ("recall@20", "ndcg@20", "hr@20")

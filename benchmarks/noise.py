@@ -21,11 +21,12 @@ from torch import nn
 
 from alpharec.catalog import load_dataset
 from alpharec.config import load_settings
+from alpharec.evaluation import truth_and_seen
 from alpharec.graph import Batch, Sampler
 from alpharec.pipeline import run_stages
 from alpharec.ranking import evaluate
 from alpharec.runtime import show_progress
-from alpharec.train import Training, truth_and_seen
+from alpharec.train import Training
 
 TEST = ("recall@20", "ndcg@20", "hr@20")
 

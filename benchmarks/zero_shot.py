@@ -21,9 +21,10 @@ from common import CONFIGS, ROOT, print_result, settings_arguments
 from alpharec.baselines import text_neighbors
 from alpharec.catalog import load_dataset
 from alpharec.config import Settings, load_settings
+from alpharec.evaluation import measure
+from alpharec.networks import build_graph
 from alpharec.pipeline import run_stages
 from alpharec.runtime import show_progress
-from alpharec.train import build_graph, measure
 from alpharec.vectors import load_vectors
 
 METRICS = ("recall@20", "ndcg@20", "hr@20")

@@ -31,10 +31,12 @@ from alpharec.baselines import (
 )
 from alpharec.catalog import Dataset, Pairs
 from alpharec.config import Settings
+from alpharec.evaluation import Selection
 from alpharec.graph import InteractionGraph, Part, Sampler
 from alpharec.model import Objective, train_step
+from alpharec.networks import build_graph, build_model, build_objective, load_model
 from alpharec.ranking import Lists, Scores, evaluate, evaluate_scores, rank_scores
-from alpharec.train import Selection, Training, build_graph, build_model, build_objective, load_model
+from alpharec.train import Training
 
 NEAR = {"rtol": 1e-4, "atol": 1e-5}  # float32 sums of at most 60 terms, and an inverse with condition below 100
 

@@ -20,6 +20,7 @@ from alpharec.artifacts import Artifact, Store
 from alpharec.catalog import CatalogError, load_dataset, open_table, prepare, read_item_texts, read_queries
 from alpharec.config import Settings, SettingsError, load_settings
 from alpharec.embed import embed
+from alpharec.evaluation import represent
 from alpharec.graph import layer_weights
 from alpharec.intention import (
     Asked,
@@ -34,7 +35,7 @@ from alpharec.intention import (
     without_title,
 )
 from alpharec.ranking import Lists
-from alpharec.train import Training, represent
+from alpharec.train import Training
 from alpharec.vectors import load_vectors
 
 NUM_USERS, NUM_ITEMS, NUM_COLORS = 24, 80, 4

@@ -13,10 +13,12 @@ import alpharec.propagate
 from alpharec.artifacts import Artifact, Store
 from alpharec.catalog import load_dataset, prepare
 from alpharec.config import Settings
+from alpharec.evaluation import evaluate_model
 from alpharec.graph import layer_weights
 from alpharec.model import TextFeatures
+from alpharec.networks import build_graph
 from alpharec.propagate import propagate, read_rows
-from alpharec.train import Training, build_graph, evaluate_model, fit
+from alpharec.train import Training, fit
 from alpharec.vectors import load_vectors, vector_column
 
 USERS, ITEMS, WIDTH = 30, 40, 100  # two blocks of columns, the second of 36

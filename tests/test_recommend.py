@@ -23,8 +23,10 @@ from alpharec.catalog import CatalogError, Dataset, Pairs, load_dataset, open_ta
 from alpharec.config import Settings
 from alpharec.embed import embed
 from alpharec.encoders import make_encoder
+from alpharec.evaluation import evaluate_model, represent
 from alpharec.graph import layer_weights
 from alpharec.model import Objective
+from alpharec.networks import build_graph, build_model
 from alpharec.ranking import Lists
 from alpharec.recommend import (
     RecommendError,
@@ -36,7 +38,7 @@ from alpharec.recommend import (
     represent_trained,
     represent_users,
 )
-from alpharec.train import build_graph, build_model, evaluate_model, fit, represent
+from alpharec.train import fit
 from alpharec.vectors import load_vectors
 
 NUM_USERS, NUM_ITEMS, K = 24, 20, 5

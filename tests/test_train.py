@@ -17,21 +17,12 @@ import pytest
 import torch
 
 from alpharec.artifacts import Artifact, Store
-from alpharec.catalog import Dataset, Pairs, load_dataset, prepare
+from alpharec.catalog import load_dataset, prepare
 from alpharec.config import DataSettings, Settings
+from alpharec.evaluation import EvaluationError, evaluate_model, find_model, measure, truth_and_seen
 from alpharec.graph import Part
 from alpharec.ranking import evaluate
-from alpharec.train import (
-    Training,
-    TrainingError,
-    evaluate_model,
-    find_model,
-    fit,
-    measure,
-    model_version,
-    popularity,
-    truth_and_seen,
-)
+from alpharec.train import Training, TrainingError, fit, model_version
 from alpharec.vectors import load_vectors, vector_column
 
 USERS, ITEMS, WIDTH = 40, 60, 16
@@ -202,35 +193,6 @@ def _train_in_group(rank: int, size: int, port: int, storage: Path, out: Path) -
     torch.distributed.destroy_process_group()
 
 
-def test_valid_masks_train_and_the_official_mask_is_by_name_only() -> None:
-    def pairs(*of: tuple[int, int]) -> Pairs:
-        return Pairs(np.array([u for u, _ in of]), np.array([i for _, i in of]))
-
-    ids = pa.array(["a", "b", "c", "d"])
-    dataset = Dataset(ids, ids, ids, pairs((0, 0), (2, 1)), pairs((0, 1)), pairs((0, 2), (2, 3)))
-    strict = Settings().evaluate
-    official = strict.model_copy(update={"valid_mask": "train+test"})
-    seen = {
-        name: truth_and_seen(dataset.splits, "valid", chosen, count=3)[1]
-        for name, chosen in (("s", strict), ("o", official))
-    }
-    assert seen["s"].rows(torch.tensor([0]))[1].tolist() == [0]
-    assert seen["o"].rows(torch.tensor([0]))[1].tolist() == [0, 2]
-    truth, masked = truth_and_seen(dataset.splits, "test", strict, first=2, count=2)
-    assert (truth.rows(torch.tensor([0]))[1].tolist(), masked.rows(torch.tensor([0]))[1].tolist()) == ([3], [1])
-
-
-def test_most_popular_ranks_by_train_interactions() -> None:
-    train = Pairs(np.array([0, 1, 2, 0]), np.array([2, 2, 2, 1]))
-    ids = pa.array(["a", "b", "c"])
-    nothing = Pairs(np.array([1]), np.array([1]))
-    dataset = Dataset(ids, ids, ids, train, nothing, Pairs(np.array([1]), np.array([0])))
-    user_UD, item_ID = popularity(dataset)
-    truth, seen = truth_and_seen(dataset.splits, "test", Settings().evaluate, count=3)
-    # User 1 has seen item 2 and item 1: item 0, never bought, is all that is left.
-    assert evaluate(user_UD, item_ID, truth=truth, seen=seen, ks=(1,)).values["recall@1"].tolist() == [1.0]
-
-
 # ---------------------------------------------------------------- several datasets, and datasets never trained on
 
 
@@ -303,13 +265,13 @@ def test_a_model_ranks_a_dataset_it_was_never_trained_on(
     evaluation = evaluate_model(store, named, dataset, vectors, model)
     metrics = evaluation.read_json("metrics.json")
     assert evaluation.summary["recall@5"] > 1.3 * metrics["baselines"]["most-popular"]["recall@5"]
-    with pytest.raises(TrainingError, match=r"vectors of another encoder.*set the encoder settings"):
+    with pytest.raises(EvaluationError, match=r"vectors of another encoder.*set the encoder settings"):
         evaluate_model(store, named, dataset, vectors, committed(mixed, training.state.best_weights, {"width": 3}))
     ids = mixed.model_copy(update={"model": mixed.model.model_copy(update={"kind": "id"})})
-    with pytest.raises(TrainingError, match=r"model.kind = id, which knows only .*zero-shot needs"):
+    with pytest.raises(EvaluationError, match=r"model.kind = id, which knows only .*zero-shot needs"):
         evaluate_model(store, named, dataset, vectors, committed(ids, training.state.best_weights, {}))
     nowhere = named.evaluate.model_copy(update={"model": "mixed"})
-    with pytest.raises(TrainingError, match=r"no such model .got evaluate.model = mixed, expected NAME/VERSION"):
+    with pytest.raises(EvaluationError, match=r"no such model .got evaluate.model = mixed, expected NAME/VERSION"):
         find_model(store, named.model_copy(update={"evaluate": nowhere}))
 
 

@@ -32,6 +32,27 @@ def settings_arguments(dataset: str, data: str, **options: Any) -> list[str]:
     return given
 
 
+def run_parser(description: str, *, epochs: int, datasets: tuple[str, ...] = tuple(CONFIGS)) -> argparse.ArgumentParser:
+    """Return a parser with the options of a benchmark that trains AlphaRec once; ``run_arguments`` reads them."""
+    arguments = parser(description, datasets)
+    arguments.add_argument("--hidden", type=int, default=None, help="hidden width; unset: 1,536 for MiniLM's 384")
+    arguments.add_argument("--epochs", type=int, default=epochs)
+    arguments.add_argument("--seed", type=int, default=101)
+    arguments.add_argument("--storage", default=str(ROOT / "store/benchmarks"))
+    return arguments
+
+
+def run_arguments(given: argparse.Namespace, **options: Any) -> list[str]:
+    """Return the command line of the job that the options of ``run_parser`` ask for."""
+    asked = {
+        "storage": given.storage,
+        "seed": given.seed,
+        "model__hidden_width": given.hidden,
+        "train__max_epochs": given.epochs,
+    }
+    return settings_arguments(given.dataset, given.data, **asked, **options)
+
+
 def peak_rss_mb() -> float:
     """Return the largest resident size this process has had, in MB."""
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from common import ROOT, parser, print_result, settings_arguments
+from common import print_result, run_arguments, run_parser
 
 from alpharec.config import load_settings
 from alpharec.intention import WAYS, format_intentions
@@ -21,20 +21,11 @@ from alpharec.runtime import show_progress
 
 def main() -> None:
     """Run the stages up to the search of alpha and print its numbers."""
-    arguments = parser("HR@5 and NDCG@5 of stated intentions by alpha.", datasets=("ml-1m",))
-    arguments.add_argument("--hidden", type=int, default=None, help="hidden width; unset: 1,536 for MiniLM's 384")
-    arguments.add_argument("--epochs", type=int, default=15)
-    arguments.add_argument("--seed", type=int, default=101)
-    arguments.add_argument("--storage", default=str(ROOT / "store/benchmarks"))
+    arguments = run_parser("HR@5 and NDCG@5 of stated intentions by alpha.", epochs=15, datasets=("ml-1m",))
     given = arguments.parse_args()
     show_progress()
-    options = settings_arguments(
-        given.dataset,
-        given.data,
-        storage=given.storage,
-        seed=given.seed,
-        model__hidden_width=given.hidden,
-        train__max_epochs=given.epochs,
+    options = run_arguments(
+        given,
         evaluate__valid_mask="train+test",
         intention__texts=str(Path(given.data) / given.dataset / "descriptions.jsonl.gz"),
         intention__text_column="description",

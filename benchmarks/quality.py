@@ -10,7 +10,7 @@ strict protocol; the test metrics of an epoch are the same under both. A killed 
 
 from __future__ import annotations
 
-from common import ROOT, parser, print_result, settings_arguments
+from common import print_result, run_arguments, run_parser
 
 from alpharec.config import load_settings
 from alpharec.pipeline import run_stages
@@ -19,23 +19,11 @@ from alpharec.runtime import show_progress
 
 def main() -> None:
     """Run the stages up to the evaluation and print its numbers."""
-    arguments = parser("Test metrics of AlphaRec on a real dataset.")
-    arguments.add_argument("--hidden", type=int, default=None, help="hidden width; unset: 1,536 for MiniLM's 384")
-    arguments.add_argument("--epochs", type=int, default=75)
-    arguments.add_argument("--seed", type=int, default=101)
+    arguments = run_parser("Test metrics of AlphaRec on a real dataset.", epochs=75)
     arguments.add_argument("--valid-mask", default="train+test", choices=["train", "train+test"])
-    arguments.add_argument("--storage", default=str(ROOT / "store/benchmarks"))
     given = arguments.parse_args()
     show_progress()
-    options = settings_arguments(
-        given.dataset,
-        given.data,
-        storage=given.storage,
-        seed=given.seed,
-        model__hidden_width=given.hidden,
-        train__max_epochs=given.epochs,
-        evaluate__valid_mask=given.valid_mask,
-    )
+    options = run_arguments(given, evaluate__valid_mask=given.valid_mask)
     done = run_stages(load_settings(options), "evaluate")
     metrics, model = done["evaluate"].read_json("metrics.json"), done["train"].summary
     history = done["train"].read_json("history.json")

@@ -22,6 +22,7 @@ from pydantic_settings.exceptions import SettingsError as UnreadableError
 PAPER_HIDDEN_WIDTH = {768: 6144, 1536: 3072, 3072: 1536, 4096: 1152}
 # For any other text width: the official 9/32 rule gives 108 for 384-d vectors and costs 13% Recall on ml-1m.
 DEFAULT_HIDDEN_WIDTH = 1536
+MULTVAE_HIDDEN_WIDTH = 600
 
 # Models that know no titles: Adam at 1e-3; AlphaRec's loss and batches, or ("-bpr") BPR with one negative.
 ID_MODELS: dict[str, dict[str, dict[str, Any]]] = {
@@ -44,7 +45,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     **{f"{name}-bpr": sections | {"train": {"learning_rate": 1e-3} | BPR} for name, sections in ID_MODELS.items()},
     "bc-loss": {"model": {"kind": "id"}, "train": {"learning_rate": 1e-3, "loss": "bc"}},
     "multvae": {
-        "model": {"kind": "multvae", "hidden_width": 600, "width": 200},
+        "model": {"kind": "multvae", "width": 200},
         "train": {"learning_rate": 1e-3, "loss": "multinomial"},
     },
 }
@@ -246,7 +247,9 @@ class ModelSettings(Section):
         return self
 
     def resolve_hidden_width(self, text_width: int) -> int:
-        """Return h for vectors of ``text_width``: the setting, else the paper's, else 1,536."""
+        """Return h for vectors of ``text_width``: the setting, else the paper's, else 1,536; MultVAE's own is 600."""
+        if self.kind == "multvae":
+            return self.hidden_width or MULTVAE_HIDDEN_WIDTH
         return self.hidden_width or PAPER_HIDDEN_WIDTH.get(text_width, DEFAULT_HIDDEN_WIDTH)
 
 
@@ -406,7 +409,7 @@ class SearchSettings(Section):
             "train.learning_rate": SearchRange(low=1e-4, high=5e-3, log=True),
             "train.num_negatives": SearchRange(low=64, high=1024, log=True),
             "model.num_layers": SearchRange(low=1, high=4),
-            "model.layer_0_weight": SearchRange(low=0, high=0.8),
+            "model.layer_0_weight": SearchRange(low=0.05, high=0.8),
             "model.hidden_width": SearchRange(low=108, high=3072, log=True),
         },
         description="what is searched: setting -> {low, high, log} or a list of values",
@@ -570,7 +573,18 @@ class Settings(BaseSettings):
         if self.model.projector == "identity" and (kind != "alpharec" or self.train.max_epochs):
             raise ValueError(
                 "model.projector = identity has nothing to train (got "
-                f"train.max_epochs = {self.train.max_epochs}, model.kind = {kind}); choose --preset text-propagation"
+                f"train.max_epochs = {self.train.max_epochs}, model.kind = {kind}); set train.max_epochs = 0"
+            )
+        whole = loss == "multinomial" or contrast != "none"
+        if whole and self.train.batch_size > self.train.scored_at_once:
+            raise ValueError(
+                f"{'train.loss = multinomial' if contrast == 'none' else 'contrast'} needs a batch scored at once (got "
+                f"train.batch_size = {self.train.batch_size}, train.scored_at_once = {self.train.scored_at_once})"
+            )
+        if kind == "alpharec" and self.model.layer_0_weight == 0:
+            raise ValueError(
+                "model.layer_0_weight must be above 0 for model.kind = alpharec (got 0): new items and intentions have "
+                "a layer 0 alone"
             )
         unpropagated = self.model.num_layers == 0 or self.model.order == "propagate-first"
         if contrast != "none" and (unpropagated or loss not in ("infonce", "bpr")):

@@ -221,8 +221,8 @@ def size_of(
     """
     if not _known(settings):
         raise EstimateError(
-            "estimate: knows model.kind = alpharec with contrast.kind = none alone "
-            f"(got {settings.model.kind}, {settings.contrast.kind})"
+            "estimate: knows model.kind = alpharec with a projector and contrast.kind = none alone (got "
+            f"{settings.model.kind}, {settings.model.projector}, {settings.contrast.kind})"
         )
     given, model, train = settings.estimate, settings.model, settings.train
     counts, known = dataset or {}, {}
@@ -255,7 +255,8 @@ def size_of(
 
 
 def _known(settings: Settings) -> bool:
-    return settings.model.kind == "alpharec" and settings.contrast.kind == "none"
+    model = settings.model
+    return model.kind == "alpharec" and model.projector != "identity" and settings.contrast.kind == "none"
 
 
 def run_problems(

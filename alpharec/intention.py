@@ -58,6 +58,7 @@ from alpharec.vectors import load_vectors
 logger = logging.getLogger(__name__)
 
 QUERIES_FORMAT = 1  # part of their version: raise it when the same texts would give other queries
+INTENTIONS_FORMAT = 2  # the same, of what is measured
 ASKED = ("valid", "test")  # splits that targets are of
 TAKEN_OUT = ("names", "years", "words")
 WAYS = {
@@ -414,7 +415,7 @@ def measure_intentions(
         )
     queries, chosen = make_queries(store, settings, dataset), settings.intention
     masks = settings.evaluate.valid_mask
-    version = digest([model.version, queries.version, chosen.alphas, chosen.k, masks])[:16]
+    version = digest([INTENTIONS_FORMAT, model.version, queries.version, chosen.alphas, chosen.k, masks])[:16]
     found = store.find("intentions", settings.name, version)
     if found is not None:
         return found

@@ -61,8 +61,7 @@ Facts = dict[str, Any]
 CARD = """\
 # AlphaRec bundle {title}
 
-Recommends items from their titles and past interactions: title vectors of a language model, a trained projector,
-LightGCN propagation (arXiv 2407.05441). Scores are {score}.
+Recommends items from {what}. Scores are {score}.
 
 - Data: {data}.
 - Encoder: `{encoder}`
@@ -80,9 +79,7 @@ More in `metrics.json`.
 ## Limits
 
 - Representations come from train interactions; valid and test ones are only left out of the lists, as seen.
-- {cold_users} users have no train interaction and share one representation.
-- {cold_items} items have no train interaction: they are ranked by their title alone.
-- An item is known by its title only: not by price, stock, age rating or date.
+- {cold_users} users and {cold_items} items have no train interaction: {cold}.
 
 ## Lineage
 
@@ -92,9 +89,22 @@ More in `metrics.json`.
 
     {use}
 
-New users: add `--recommend.users FILE` (user_id, item_ids). New items: `--recommend.new-items FILE` (item_id, title),
-with the encoder settings above.
+{newcomers}
 """
+
+WITH_TITLES = {
+    "what": "their titles and past interactions: title vectors of a language model, a projector, LightGCN\n"
+    "propagation (arXiv 2407.05441)",
+    "cold": "such users share one representation, such items are ranked by\n"
+    "  their title alone. An item is known by its title only: not by price, stock, age rating or date",
+    "newcomers": "New users: add `--recommend.users FILE` (user_id, item_ids). New items: `--recommend.new-items FILE`\n"
+    "(item_id, title), with the encoder settings above.",
+}
+WITHOUT_TITLES = {
+    "what": "past interactions alone, to compare with",
+    "cold": "nothing is known of them",
+    "newcomers": "It knows no new users and no new items.",
+}
 
 
 class RecommendError(RuntimeError):
@@ -294,13 +304,13 @@ def model_card(
     bundle = f"--storage {draft.store.uri()} --name {draft.name} --recommend.bundle {draft.version}"
     return CARD.format(
         title=f"{draft.name} {draft.version}",
-        score="cosines" if train["loss"] == "infonce" else "dot products",
+        **(WITH_TITLES if model["kind"] == "alpharec" else WITHOUT_TITLES),
+        score="cosines" if train["loss"] in ("infonce", "bc") else "dot products",
         data=f"{report['users']:,} users, {report['items']:,} items; interactions: {sizes['train']:,} train, "
         f"{sizes['valid']:,} valid, {sizes['test']:,} test; split {dataset.settings['data']['split']}",
         encoder=json.dumps(summary["fingerprint"], sort_keys=True),
         model=_model_line(model),
-        train=f"{train['loss']}, temperature {train['temperature']}, {train['num_negatives']} negatives, "
-        f"epoch picked on {train['select_on']}, seed {settings['seed']}"
+        train=f"{_loss_line(train)}, epoch picked on {train['select_on']}, seed {settings['seed']}"
         f"{'' if own else ', on ' + '/'.join(_lineage(trained, 'dataset')) + ' alone: zero-shot here'}",
         scores="\n".join(scores),
         cold_users=f"{report['users_without_train']:,}",
@@ -310,9 +320,17 @@ def model_card(
     )
 
 
+def _loss_line(train: Mapping[str, Any]) -> str:
+    if train["max_epochs"] == 0:
+        return "none"
+    if train["loss"] == "multinomial":
+        return f"multinomial, beta {train['kl_weight']}"
+    return f"{train['loss']}, temperature {train['temperature']}, {train['num_negatives']} negatives"
+
+
 def _model_line(model: Mapping[str, Any]) -> str:
     if model["kind"] == "multvae":
-        return f"autoencoder, no titles: hidden width {model['hidden_width']}, latent width {model['width']}"
+        return f"autoencoder, no titles: latent width {model['width']}"
     if model["kind"] == "id":
         return f"ID embeddings, no titles: width {model['width']}, {model['num_layers']} layers"
     if model["projector"] == "identity":

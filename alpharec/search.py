@@ -23,6 +23,7 @@ import ray.train
 import ray.tune
 import ray.util
 import torch
+from pydantic import ValidationError
 from ray.tune.integration.ray_train import TuneReportCallback
 from torch import Tensor
 
@@ -72,7 +73,13 @@ def search(store: Store, settings: Settings, dataset: Artifact, vectors: Artifac
             "vectors are propagated once for all trials; leave it out"
         )
     if settings.train.max_epochs == 0:
-        raise SearchError("a search compares trained models (got train.max_epochs = 0); set train.max_epochs")
+        raise SearchError("a search compares trained models (got train.max_epochs = 0); choose a model that is trained")
+    for name, space in chosen.parameters.items():
+        for value in (space.low, space.high) if isinstance(space, SearchRange) else space:
+            try:
+                with_parameters(settings, {name: value})
+            except ValidationError as error:
+                raise SearchError(f"search.parameters: {name} = {value:g}: {error.errors()[0]['msg']}") from None
     started = time.monotonic()
     connect(settings)
     sweep = f"{settings.name}-{version}"

@@ -3,9 +3,9 @@
     python benchmarks/leaderboard.py --dataset ml-1m --models closed                    # under 8 minutes
     python benchmarks/leaderboard.py --dataset amazon-games --models mf,lightgcn,alpharec --seeds 3 --hidden 108
 
-Closed forms walk their grid. Trained models are the presets of the settings: AlphaRec and its ablations, and ID models,
-which take AlphaRec's batches, loss and temperature ("-bpr": BPR, one negative). "alpharec-shuffled" is the control:
-titles of other items.
+Closed forms walk their grid. Trained models are the presets of the settings: AlphaRec and its ablations, and models
+without titles, which take AlphaRec's batches, and but for multvae its loss and temperature ("-bpr": BPR, one negative).
+"alpharec-shuffled" is the control: titles of other items. ``--prompt`` puts noise around every title.
 Where AlphaRec runs, each other model is compared with it by a paired t-test on the users' test Recall@20.
 """
 
@@ -163,7 +163,7 @@ def run_trained(board: Board, name: str) -> tuple[dict[str, Any], Tensor]:
         "loss": train.loss,
         "learning_rate": train.learning_rate,
         "num_layers": training.model.num_layers,
-        "temperature": train.temperature if train.loss == "infonce" else None,
+        "temperature": train.temperature if train.loss in ("infonce", "bc") else None,
         "weights": sum(weight.numel() for weight in training.model.parameters()),
     }
     result["valid_recall@20"] = [round(state.best_score, 4) for state in states]
@@ -240,7 +240,7 @@ def main() -> None:
     users = len(next(iter(recall.values())))
     result = {"models": models, "paired_t_test": pairs, "users": users, "seeds": given.seeds}
     write_page(Path(given.page or ROOT / f"store/benchmarks/leaderboard-{given.dataset}.html"), given.dataset, result)
-    print_result(dataset=given.dataset, **result)
+    print_result(dataset=given.dataset, prompt=given.prompt, **result)
 
 
 if __name__ == "__main__":

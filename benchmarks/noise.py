@@ -12,6 +12,7 @@ from __future__ import annotations
 import itertools
 import statistics
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -35,13 +36,16 @@ class IndependentSampler:
     """The same distribution of batches by other means: stateful, rejecting, with every user's items in a bit table."""
 
     def __init__(self, sampler: Sampler, seed: int) -> None:
-        graph = sampler.graph
+        self.graph = graph = sampler.graph
         self.steps_per_epoch, self.positives_per_step = sampler.steps_per_epoch, sampler.positives_per_step
         self.num_negatives, self.num_items = sampler.num_negatives, graph.num_items
         self.rowptr, self.items, self.users = (x.numpy() for x in (graph.rowptr, graph.items, graph.train_users))
         self.random = np.random.default_rng(seed)
         self.seen_UI = np.zeros((graph.num_users, graph.num_items), bool)
         self.seen_UI[np.arange(graph.num_users).repeat(np.diff(self.rowptr)), self.items] = True
+
+    def pieces(self, step: int) -> Iterator[Batch]:
+        yield self.draw(step)
 
     def draw(self, step: int) -> Batch:
         position, size = step % self.steps_per_epoch, self.positives_per_step

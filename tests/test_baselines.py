@@ -5,6 +5,7 @@ Names end in their shape: U users, I items, E interactions, T text width, D repr
 
 from __future__ import annotations
 
+import math
 from copy import deepcopy
 
 import numpy as np
@@ -32,7 +33,7 @@ from alpharec.baselines import (
 from alpharec.catalog import Dataset, Pairs
 from alpharec.config import Settings
 from alpharec.evaluation import Selection
-from alpharec.graph import InteractionGraph, Part, Sampler
+from alpharec.graph import Batch, InteractionGraph, Part, Sampler
 from alpharec.model import Objective, train_step
 from alpharec.networks import build_graph, build_model, build_objective, load_model
 from alpharec.ranking import Lists, Scores, evaluate, evaluate_scores, rank_scores
@@ -372,13 +373,26 @@ def test_bias_margin_is_the_formula() -> None:
     for user, items in zip(batch.user_B.tolist(), batch.item_BN.tolist(), strict=True):
         popular_D = tables.user_LD[int(graph.user_degree_U[user])]
         popular_ND = tables.item_LD[graph.item_degree_I[items]]
-        margin = 1 - torch.sigmoid(popular_D @ popular_ND[0])
         cosine_N = torch.stack([unit(user_UD[user]) @ unit(item_ID[item]) for item in items])
-        turned_N = torch.cat([torch.cos(torch.arccos(cosine_N[:1]) + margin), cosine_N[1:]])
+        angle = torch.arccos(cosine_N[:1])
+        margin = min(float(1 - torch.sigmoid(popular_D @ popular_ND[0])), math.pi - float(angle))
+        turned_N = torch.cat([torch.cos(angle + margin), cosine_N[1:]])
         bias_N = torch.stack([unit(popular_D) @ unit(item_D) for item_D in popular_ND])
         for share, score_N in ((0.6, turned_N), (0.4, bias_N)):
             expected += share * ((score_N / 0.3).logsumexp(0) - score_N[0] / 0.3)
     torch.testing.assert_close(got, expected / 40, rtol=1e-10, atol=0)  # float64
+
+
+def test_the_margin_is_not_trained_away_and_turns_nothing_past_the_opposite() -> None:
+    model = IdEmbeddings(60, 25, width=5, popularity=True, seed=3).double()
+    step_of(BiasMargin("infonce", 0.3, bias_weight=0.0), model)[0].backward()
+    assert model.user_UD.grad is not None
+    assert all(weight.grad is None or not weight.grad.any() for weight in model.popularity.parameters())
+    # One user, whose items lie opposite to it: the angle is pi already, the cosine stays -1.
+    ends = [torch.tensor([[1.0, 0.0]]), torch.tensor([[-1.0, 0.0], [1.0, 0.0]]), torch.zeros(1, 2), torch.zeros(2, 2)]
+    batch = Batch(torch.tensor([0]), torch.tensor([[0, 1]]), 1)
+    loss = BiasMargin("infonce", 1.0, bias_weight=0.0).of_ends(ends, batch, graph_of(interactions()))
+    assert float(loss) == pytest.approx(math.log(1 + math.exp(2)), abs=1e-5)  # float32, and the clamp before arccos
 
 
 def test_degrees_past_the_table_share_its_last_row() -> None:
@@ -423,8 +437,9 @@ def test_normal_draws_are_normal() -> None:
 
 
 @pytest.mark.parametrize("preset", ["paper", "lightgcn", "mf-bpr", "sgl", "xsimgcl", "bc-loss", "multvae"])
-def test_a_trained_model_is_loaded_as_it_was(preset: str) -> None:
-    settings = Settings.model_validate({"preset": preset, "model": {"hidden_width": 6, "width": 4}})
+@pytest.mark.parametrize("hidden", [6, None])
+def test_a_trained_model_is_loaded_as_it_was(preset: str, hidden: int | None) -> None:
+    settings = Settings.model_validate({"preset": preset, "model": {"hidden_width": hidden, "width": 4}})
     model = build_model(settings, 8, 60, 25)
     weights = {name: torch.randn_like(weight) for name, weight in model.state_dict().items()}
     model.load_state_dict(weights)

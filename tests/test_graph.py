@@ -339,6 +339,7 @@ def work(rank: int, folder: Path) -> None:
             "stored": take_steps(part, isolated_seen(), commute=False),
             "few": take_steps(part, two_users(), commute=True),
             **{other: take_steps(part, isolated_seen(), commute=True, other=other) for other in OTHERS},
+            **{f"few {other}": take_steps(part, two_users(), commute=True, other=other) for other in OTHERS},
             "first": take_steps(part, isolated_seen(), commute=False, first=True),
             "whole": take_steps(part, isolated_seen(), commute=False, first=True, whole=True),
             "stopped": spoil_one_worker(part),
@@ -359,6 +360,7 @@ def test_workers_equal_one_worker(tmp_path: Path) -> None:
         "stored": take_steps(Part(), isolated_seen(), commute=False),
         "few": take_steps(Part(), two_users(), commute=True),
         **{other: take_steps(Part(), isolated_seen(), commute=True, other=other) for other in OTHERS},
+        **{f"few {other}": take_steps(Part(), two_users(), commute=True, other=other) for other in OTHERS},
         "first": take_steps(Part(), isolated_seen(), commute=False, first=True),
         "whole": take_steps(Part(), isolated_seen(), commute=False, first=True, whole=True),
     }

@@ -176,6 +176,17 @@ def test_a_search_of_failing_trials_says_why(ray_local: None, tmp_path: Path) ->
         search(inputs[0], settings, *inputs[1:])
 
 
+def test_values_that_contradict_the_settings_are_refused_before_a_trial(tmp_path: Path) -> None:
+    settings = make_search(tmp_path)
+    contrast = settings.contrast.model_copy(update={"kind": "noise"})
+    inputs = make_inputs(tmp_path, settings)
+    with pytest.raises(SearchError, match=r"search\.parameters: model\.num_layers = 0: .*contrast needs propagation"):
+        search(inputs[0], settings.model_copy(update={"contrast": contrast}), *inputs[1:])
+    untrained = settings.train.model_copy(update={"max_epochs": 0})
+    with pytest.raises(SearchError, match=r"compares trained models .got train\.max_epochs = 0"):
+        search(inputs[0], settings.model_copy(update={"train": untrained}), *inputs[1:])
+
+
 def test_layers_cannot_be_searched_over_vectors_propagated_once(tmp_path: Path) -> None:
     settings = make_search(tmp_path)
     first = settings.model_copy(update={"model": settings.model.model_copy(update={"order": "propagate-first"})})

@@ -97,8 +97,8 @@ WITH_TITLES = {
     "propagation (arXiv 2407.05441)",
     "cold": "such users share one representation, such items are ranked by\n"
     "  their title alone. An item is known by its title only: not by price, stock, age rating or date",
-    "newcomers": "New users: add `--recommend.users FILE` (user_id, item_ids). New items: `--recommend.new-items FILE`\n"
-    "(item_id, title), with the encoder settings above.",
+    "newcomers": "New users: add `--recommend.users FILE` (user_id, item_ids). New items: `--recommend.new-items FILE` "
+    "(item_id,\ntitle), with the encoder settings above.",
 }
 WITHOUT_TITLES = {
     "what": "past interactions alone, to compare with",

@@ -79,7 +79,8 @@ More in `metrics.json`.
 ## Limits
 
 - Representations come from train interactions; valid and test ones are only left out of the lists, as seen.
-- {cold_users} users and {cold_items} items have no train interaction: {cold}.
+- {cold_users} users have no train interaction{cold_users_get}.
+- {cold_items} items have no train interaction: {cold_items_get}.
 
 ## Lineage
 
@@ -95,14 +96,16 @@ More in `metrics.json`.
 WITH_TITLES = {
     "what": "their titles and past interactions: title vectors of a language model, a projector, LightGCN\n"
     "propagation (arXiv 2407.05441)",
-    "cold": "such users share one representation, such items are ranked by\n"
-    "  their title alone. An item is known by its title only: not by price, stock, age rating or date",
+    "cold_users_get": " and share one representation",
+    "cold_items_get": "they are ranked by their title alone.\n"
+    "- An item is known by its title only: not by price, stock, age rating or date",
     "newcomers": "New users: add `--recommend.users FILE` (user_id, item_ids). New items: `--recommend.new-items FILE` "
     "(item_id,\ntitle), with the encoder settings above.",
 }
 WITHOUT_TITLES = {
     "what": "past interactions alone, to compare with",
-    "cold": "nothing is known of them",
+    "cold_users_get": "",
+    "cold_items_get": "nothing is known of them",
     "newcomers": "It knows no new users and no new items.",
 }
 

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from alpharec.graph import Batch, InteractionGraph, Key, Part, Sampler, layer_weights, uniform
+from alpharec.graph import Batch, InteractionGraph, Key, Part, Sampler, layer_weights, linear, uniform
 from alpharec.model import Objective, TextFeatures, propagate_vectors, sampled_scores
 from alpharec.ranking import Lists, Scores
 
@@ -246,7 +246,7 @@ class Multinomial(Objective):
         user_UH, item_IH, divergence_U = ends
         user_R = batch.user_B.unique()
         count = float(graph.part.sum(torch.tensor([len(user_R)], device=user_R.device)))
-        row_P, item_P = Lists(graph.rowptr.long(), graph.items.long()).rows(user_R)
+        row_P, item_P = _train_lists(graph).rows(user_R)
         log_RI = F.log_softmax(user_UH[user_R] @ item_IH.T, 1)
         total = self.kl_weight * divergence_U[user_R].sum() - log_RI[row_P, item_P].sum()
         return total * batch.size / count
@@ -409,18 +409,7 @@ def _gather_rows(x_RD: Tensor, part: Part) -> tuple[int, Tensor]:
     count = part.gather(torch.tensor([len(x_RD)], device=x_RD.device), part.size)
     first, total = int(count[: part.rank].sum()), int(count.sum())
     padded = F.pad(x_RD, (0, 0, first, total - first - len(x_RD)))
-    return first, cast(Tensor, _SumOverWorkers.apply(padded, part))  # type: ignore[no-untyped-call]
-
-
-class _SumOverWorkers(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, part: Part) -> Tensor:
-        ctx.part = part
-        return part.sum(x)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return ctx.part.sum(gradients[0]), None
+    return first, linear(padded, part.sum, part.sum)
 
 
 def _check_whole(graph: InteractionGraph) -> None:
@@ -429,7 +418,6 @@ def _check_whole(graph: InteractionGraph) -> None:
 
 
 def _train_lists(graph: InteractionGraph) -> Lists:
-    _check_whole(graph)
     return Lists(graph.rowptr.long(), graph.items.long())
 
 

@@ -564,6 +564,10 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"evaluate.select_k must be one of evaluate.ks {self.evaluate.ks} (got {self.evaluate.select_k})"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_loss_fits_model(self) -> Settings:
         kind, loss, contrast = self.model.kind, self.train.loss, self.contrast.kind
         if (loss == "multinomial") != (kind == "multvae") or (loss == "bc" and kind != "id"):
             raise ValueError(
@@ -635,6 +639,22 @@ def load_settings(
         raise SettingsError(f"the command line: {error} ({error.__cause__}); run with --help") from None
     except ValidationError as error:
         raise SettingsError(_explain(error, config)) from None
+
+
+def change_settings(settings: Settings, values: Mapping[str, Any]) -> Settings:
+    """Return settings with other values, by ``section.key``.
+
+    Raises:
+        SettingsError: they contradict each other; the message says how.
+    """
+    changed = settings.model_dump(exclude={"preset"})  # a preset is in the values already
+    for name, value in values.items():
+        section, _, field = name.partition(".")
+        changed[section][field] = value
+    try:
+        return Settings.model_validate(changed)
+    except ValidationError as error:
+        raise SettingsError(error.errors()[0]["msg"]) from None
 
 
 SHORT = {"--dry-run": "--embed.dry-run", "--yes": "--embed.yes"}

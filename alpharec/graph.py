@@ -190,7 +190,7 @@ class InteractionGraph:
 
     def sum_of_items(self, item_ID: Tensor) -> Tensor:
         """Return the sum of the rows of each user's train items; differentiable. Shapes: [I, D] -> [U, D]."""
-        return cast(Tensor, _SumOfItems.apply(item_ID, self))  # type: ignore[no-untyped-call]
+        return linear(item_ID, self._user_sum, self._item_sum)
 
     def _user_sum(self, item_ID: Tensor) -> Tensor:
         return F.embedding_bag(self.items, item_ID, self.rowptr, mode="sum", include_last_offset=True)
@@ -260,15 +260,22 @@ class _Propagate(torch.autograd.Function):
         return user, item[graph.part.rows(graph.num_items)], None, None
 
 
-class _SumOfItems(torch.autograd.Function):
+def linear(x: Tensor, apply: Callable[[Tensor], Tensor], transposed: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return a linear map of ``x``, differentiable: its gradient is the transposed map of the result's."""
+    return cast(Tensor, _Linear.apply(x, apply, transposed))  # type: ignore[no-untyped-call]
+
+
+class _Linear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, item_ID: Tensor, graph: InteractionGraph) -> Tensor:
-        ctx.graph = graph
-        return graph._user_sum(item_ID)
+    def forward(
+        ctx: Any, x: Tensor, apply: Callable[[Tensor], Tensor], transposed: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        ctx.transposed = transposed
+        return apply(x)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return ctx.graph._item_sum(gradients[0].contiguous()), None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        return ctx.transposed(gradients[0].contiguous()), None, None
 
 
 def _kept(pointers: Tensor, indices: Tensor, keep_E: Tensor) -> tuple[Tensor, Tensor]:

@@ -23,12 +23,11 @@ import ray.train
 import ray.tune
 import ray.util
 import torch
-from pydantic import ValidationError
 from ray.tune.integration.ray_train import TuneReportCallback
 from torch import Tensor
 
 from alpharec.artifacts import Artifact, Store, digest
-from alpharec.config import SearchRange, Settings
+from alpharec.config import SearchRange, Settings, SettingsError, change_settings
 from alpharec.evaluation import Selection
 from alpharec.graph import InteractionGraph, layer_weights
 from alpharec.model import NonFiniteLossError, TextFeatures
@@ -78,8 +77,8 @@ def search(store: Store, settings: Settings, dataset: Artifact, vectors: Artifac
         for value in (space.low, space.high) if isinstance(space, SearchRange) else space:
             try:
                 with_parameters(settings, {name: value})
-            except ValidationError as error:
-                raise SearchError(f"search.parameters: {name} = {value:g}: {error.errors()[0]['msg']}") from None
+            except SettingsError as error:
+                raise SearchError(f"search.parameters: {name} = {value:g}: {error}") from None
     started = time.monotonic()
     connect(settings)
     sweep = f"{settings.name}-{version}"
@@ -110,12 +109,7 @@ def search(store: Store, settings: Settings, dataset: Artifact, vectors: Artifac
 
 def with_parameters(settings: Settings, parameters: Parameters) -> Settings:
     """Return the settings of a trial: those of the search with its parameters in them."""
-    values = settings.model_dump(exclude={"preset"})  # a preset is in the values already
-    values["train"]["run"] = ""
-    for name, value in parameters.items():
-        section, _, field = name.partition(".")
-        values[section][field] = value
-    return Settings.model_validate(values)
+    return change_settings(settings, {"train.run": "", **parameters})
 
 
 def first_points(settings: Settings, text_width: int) -> list[dict[str, float]]:

@@ -239,7 +239,8 @@ def main() -> None:
         pairs[f"alpharec - {name}"] = {"recall@20": round(difference, 4), "p": float(f"{found.pvalue:.2g}")}
     users = len(next(iter(recall.values())))
     result = {"models": models, "paired_t_test": pairs, "users": users, "seeds": given.seeds}
-    write_page(Path(given.page or ROOT / f"store/benchmarks/leaderboard-{given.dataset}.html"), given.dataset, result)
+    name = f"leaderboard-{given.dataset}{'-prompt' if given.prompt else ''}.html"
+    write_page(Path(given.page or ROOT / "store/benchmarks" / name), given.dataset, result)
     print_result(dataset=given.dataset, prompt=given.prompt, **result)
 
 

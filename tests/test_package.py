@@ -9,7 +9,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 ORDER = ["config", "runtime", "report", "artifacts", "catalog", "encoders", "vectors", "embed", "graph", "model"]
-ORDER += ["ranking", "estimate", "baselines", "propagate", "train", "search", "intention", "recommend", "pipeline"]
+ORDER += ["ranking", "estimate", "baselines", "propagate", "networks", "evaluation"]
+ORDER += ["train", "search", "intention", "recommend", "pipeline"]
 MAY_IMPORT = {
     "ray": {"runtime", "embed", "propagate", "train", "search", "intention", "recommend"},
     "vllm": {"encoders"},
@@ -17,7 +18,7 @@ MAY_IMPORT = {
     "optuna": {"search"},
     "pydantic": {"config"},
     "torch_geometric": {"graph"},
-    "matplotlib": {"report", "train"},
+    "matplotlib": {"report", "evaluation"},
 }
 
 

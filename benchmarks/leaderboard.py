@@ -5,13 +5,15 @@
 
 Closed forms walk their grid. Trained models are the presets of the settings: AlphaRec and its ablations, and models
 without titles, which take AlphaRec's batches, and but for multvae its loss and temperature ("-bpr": BPR, one negative).
-"alpharec-shuffled" is the control: titles of other items. ``--prompt`` puts noise around every title.
+"alpharec-shuffled" is the control: titles of other items. ``--prompt`` puts noise around every title. With
+``--trials``, each trained model's settings are searched first, by as many trials in the same ranges.
 Where AlphaRec runs, each other model is compared with it by a paired t-test on the users' test Recall@20.
 """
 
 from __future__ import annotations
 
 import itertools
+import json
 import statistics
 import time
 import warnings
@@ -36,12 +38,14 @@ from alpharec.pipeline import run_stages
 from alpharec.ranking import Evaluation, Scores, evaluate, evaluate_scores
 from alpharec.report import bars, lines, page
 from alpharec.runtime import show_progress
+from alpharec.search import search, with_parameters
 from alpharec.train import State, Training, source_vectors
 from alpharec.vectors import load_vectors
 
 METRICS = ("recall@20", "ndcg@20", "hr@20")
 CLOSED = ("most-popular", "text-neighbors", "text-propagation", "ease", "gf-cf")
 TRAINED = ("alpharec", "alpharec-shuffled", *(name for name in PRESETS if name not in ("paper", *CLOSED)))
+SEARCHED = ("train.temperature", "train.learning_rate", "model.num_layers", "model.layer_0_weight")
 Candidate = tuple[dict[str, Any], Scores | tuple[Tensor, Tensor]]
 
 
@@ -104,17 +108,38 @@ class Board:
                 setting = {"rank": rank, "low_pass": low_pass}
                 yield setting, graph_filter.scores(**setting)
 
-    def trained(self, name: str, seed: int) -> Training:
-        """Return a run of a trained model, set up."""
+    def tuned(self, name: str) -> Settings:
+        """Return the settings of a trained model, the best of a search where one is asked for."""
         options: dict[str, Any] = {
             "preset": name if name in PRESETS else "paper",
-            "seed": seed,
+            "seed": self.given.seed,
             "train__max_epochs": self.given.epochs,
             "train__patience": self.given.patience,
             "train__temperature": self.given.temperature,
             "model__hidden_width": None if name == "multvae" else self.given.hidden,
         }
+        untuned = self.settings(**options)
+        if not self.given.trials:
+            return untuned
+        names = set(SEARCHED)
+        if untuned.train.loss not in ("infonce", "bc"):
+            names -= {"train.temperature"}
+        if untuned.model.num_layers == 0 or untuned.model.kind == "multvae":
+            names -= {"model.num_layers", "model.layer_0_weight"}
+        space = untuned.search.model_dump(mode="json", include={"parameters"})["parameters"]
+        options |= {
+            "search__num_trials": self.given.trials,
+            "search__grace_epochs": untuned.train.evaluate_every,
+            "search__parameters": json.dumps({key: space[key] for key in SEARCHED if key in names}),
+        }
         settings = self.settings(**options)
+        best = search(Store(settings.storage), settings, self.prepared, self.embedded["embed"]).summary["best"]
+        print(name, "tuned:", {key: best[key] for key in ("score", *settings.search.parameters)}, flush=True)
+        return with_parameters(settings, {key: best[key] for key in settings.search.parameters})
+
+    def trained(self, name: str, tuned: Settings, seed: int) -> Training:
+        """Return a run of a trained model, set up."""
+        settings = tuned.model_copy(update={"seed": seed})
         vectors = source_vectors(Store(settings.storage), settings, self.prepared, self.embedded["embed"])
         training = Training.build(settings, self.prepared, vectors)
         if name == "alpharec-shuffled":
@@ -143,8 +168,9 @@ def run_closed(board: Board, name: str) -> tuple[dict[str, Any], Tensor]:
 def run_trained(board: Board, name: str) -> tuple[dict[str, Any], Tensor]:
     """Return the mean test metrics over seeds, each seed at its best validation epoch, and each user's mean Recall."""
     tests, states = [], []
+    tuned = board.tuned(name)
     for seed in range(board.given.seed, board.given.seed + board.given.seeds):
-        training = board.trained(name, seed)
+        training = board.trained(name, tuned, seed)
         for _ in training.run():
             entry = training.state.history[-1]
             if "valid_recall@20" in entry:
@@ -163,6 +189,7 @@ def run_trained(board: Board, name: str) -> tuple[dict[str, Any], Tensor]:
         "loss": train.loss,
         "learning_rate": train.learning_rate,
         "num_layers": training.model.num_layers,
+        "layer_0_weight": training.settings.model.layer_0_weight,
         "temperature": train.temperature if train.loss in ("infonce", "bc") else None,
         "weights": sum(weight.numel() for weight in training.model.parameters()),
     }
@@ -211,6 +238,7 @@ def main() -> None:
     arguments.add_argument("--seed", type=int, default=101, help="the first of them")
     arguments.add_argument("--epochs", type=int, default=75, help="at most")
     arguments.add_argument("--patience", type=int, default=3, help="validations without a better one, one in 5 epochs")
+    arguments.add_argument("--trials", type=int, default=0, help="of a search of each trained model's settings before")
     arguments.add_argument("--hidden", type=int, default=None, help="alpharec's hidden width; unset: 1,536 for MiniLM")
     arguments.add_argument("--temperature", type=float, default=None, help="of infonce; unset: the dataset's own")
     arguments.add_argument(

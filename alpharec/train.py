@@ -79,9 +79,15 @@ def fit(store: Store, settings: Settings, dataset: Artifact, vectors: Artifact) 
     result = run_workers(store, settings, run, dataset, source_vectors(store, settings, dataset, vectors))
     if result.return_value:
         raise TrainingError(f"run {run}: {result.return_value}")
-    draft = store.draft("models", settings.name, version)
     with result.checkpoint.as_directory() as folder:
-        state = State.load(Path(folder))
+        return commit_model(store, settings, dataset, vectors, State.load(Path(folder)), run=run)
+
+
+def commit_model(
+    store: Store, settings: Settings, dataset: Artifact, vectors: Artifact, state: State, *, run: str
+) -> Artifact:
+    """Return the model of a run that has ended: the weights of its best validation epoch, and its history."""
+    draft = store.draft("models", settings.name, model_version(settings, dataset, vectors))
     draft.write_tensors("model.safetensors", state.best_weights)
     draft.write_json("history.json", state.history)
     return draft.commit(

@@ -38,7 +38,7 @@ from alpharec.recommend import (
     represent_trained,
     represent_users,
 )
-from alpharec.train import fit
+from alpharec.train import Training, commit_model
 from alpharec.vectors import load_vectors
 
 NUM_USERS, NUM_ITEMS, K = 24, 20, 5
@@ -99,6 +99,14 @@ def write_evaluation(store: Store, model: Artifact, recall: float = 0.5) -> Arti
     draft.write_json("metrics.json", metrics | {"baselines": {"most-popular": {"recall@5": 0.25}}})
     inputs = {role: model.manifest["inputs"][role] for role in ("dataset", "vectors")} | {"model": model}
     return draft.commit(settings={}, inputs=inputs, summary=metrics["test"])
+
+
+def fit(store: Store, settings: Settings, dataset: Artifact, vectors: Artifact) -> Artifact:
+    """Train as the stage does, in this process."""
+    training = Training.build(settings, dataset, vectors)
+    for _ in training.run():
+        pass
+    return commit_model(store, settings, dataset, vectors, training.state, run="here")
 
 
 @pytest.fixture(scope="module")

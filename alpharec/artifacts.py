@@ -514,6 +514,15 @@ class Artifact:
     def files(self) -> dict[str, dict[str, Any]]:
         return cast(dict[str, dict[str, Any]], self.manifest["files"])
 
+    def made_from(self, role: str) -> tuple[str, str, str]:
+        """Return kind, name and version of an input; the storage root may have moved since."""
+        kind, name, version = self.manifest["inputs"][role].rsplit("/", 3)[-3:]
+        return kind, name, version
+
+    def is_made_from(self, role: str, made: Artifact) -> bool:
+        """Say whether an input is this artifact."""
+        return self.made_from(role) == (made.kind, made.name, made.version)
+
     def location(self, file: str) -> str:
         """Return the path of a file inside the storage filesystem."""
         return self.store.at(*self._place(file))

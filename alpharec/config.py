@@ -390,6 +390,19 @@ SEARCHABLE: dict[str, type[Section]] = {
 }
 
 
+def idle_parameters(settings: Settings) -> set[str]:
+    """Return which of ``SEARCHABLE`` the model of these settings takes no notice of, or cannot have searched."""
+    model, loss = settings.model, settings.train.loss
+    idle: set[str] = set()
+    if model.num_layers == 0 or model.kind == "multvae" or model.order == "propagate-first":
+        idle |= {"model.num_layers", "model.layer_0_weight"}
+    if model.kind == "id" or (model.kind == "alpharec" and model.projector != "mlp"):
+        idle |= {"model.hidden_width"}
+    if loss not in ("infonce", "bc"):
+        idle |= {"train.temperature"}
+    return idle | ({"train.num_negatives"} if loss == "multinomial" else set())
+
+
 def _check_value(name: str, value: float) -> float:
     """Return a searched value as its own setting takes it."""
     field = name.partition(".")[2]

@@ -46,14 +46,17 @@ def evaluate_model(store: Store, settings: Settings, dataset: Artifact, vectors:
     found = store.find("evaluations", settings.name, version)
     if found is not None:
         return found
-    _check_reads(model, vectors, dataset)
+    check_reads(model, vectors, dataset)
     data, item_IT = load_dataset(dataset), torch.from_numpy(load_vectors(vectors)).float()
     user_UD, item_ID = represent(data, item_IT, model)
     metrics, test = measure(data, user_UD, item_ID, settings.evaluate)
     metrics["baselines"] = {"most-popular": measure(data, *popularity(data), settings.evaluate)[0]["test"]}
     draft = store.draft("evaluations", settings.name, version)
     draft.write_json("metrics.json", metrics)
-    draft.write_bytes("report.html", _evaluation_page(data, model, metrics, item_IT, item_ID).encode())
+    draft.write_bytes(
+        "report.html",
+        _evaluation_page(data, model, metrics, settings.evaluate.select_k, item_IT, item_ID).encode(),
+    )
     user_ids = data.user_ids.take(pa.array(test.users.numpy()))
     columns = {name: values.float().numpy() for name, values in test.values.items()}
     draft.write_table("per_user.parquet", pa.table({"user_id": user_ids, **columns}))
@@ -64,11 +67,16 @@ def evaluate_model(store: Store, settings: Settings, dataset: Artifact, vectors:
     )
 
 
-def _evaluation_page(data: Dataset, model: Artifact, metrics: dict[str, Any], item_IT: Tensor, item_ID: Tensor) -> str:
-    """Return figures of an evaluation. Shapes: title vectors item_IT [I, T], representations item_ID [I, D]."""
+def _evaluation_page(
+    data: Dataset, model: Artifact, metrics: dict[str, Any], k: int, item_IT: Tensor, item_ID: Tensor
+) -> str:
+    """Return figures of an evaluation, groups by Recall@k.
+
+    Shapes: title vectors item_IT [I, T], representations item_ID [I, D].
+    """
     history, test = model.read_json("history.json"), metrics["test"]
     select = next(name for name in model.summary if "_recall@" in name)
-    recall = f"recall@{select.rpartition('@')[2]}"
+    recall = f"recall@{k}"
     figures = {}
     for name in ("loss", select):
         entries = [entry for entry in history if name in entry]
@@ -77,7 +85,7 @@ def _evaluation_page(data: Dataset, model: Artifact, metrics: dict[str, Any], it
             figures[f"{name} by epoch"] = report.lines({name: curve}, x="epoch", y=name)
     activity = metrics.get("test_by_user_activity", {})
     if activity:
-        values = [found.get(recall, 0.0) for found in activity.values()]
+        values = [found[recall] for found in activity.values()]
         figures[f"test {recall} by the user's train interactions"] = report.bars(list(activity), {"": values}, y=recall)
     popularity = {name.partition("/")[2]: test[name] for name in test if name.startswith(f"{recall}/")}
     if popularity:
@@ -122,19 +130,22 @@ def find_model(store: Store, settings: Settings) -> Artifact:
     return found
 
 
-def _check_reads(model: Artifact, vectors: Artifact, dataset: Artifact) -> None:
-    """Refuse a model that reads other vectors, or that knows only the users and items it was trained on."""
+def check_reads(model: Artifact, vectors: Artifact, dataset: Artifact) -> None:
+    """Refuse a model that reads other vectors, or that knows only the users and items it was trained on.
+
+    Raises: ``EvaluationError`` names the model and what it expects.
+    """
     own, given = model.summary["fingerprint"], vectors.summary["fingerprint"]
     if own != given:
         raise EvaluationError(
             f"{model.uri}: was trained on vectors of another encoder (got {json.dumps(given, sort_keys=True)}, "
             f"expected {json.dumps(own, sort_keys=True)}); set the encoder settings as the model's were"
         )
-    trained_on = model.manifest["inputs"]["dataset"]
     kind = model.settings["model"]["kind"]
-    if kind != "alpharec" and trained_on != dataset.uri:
+    if kind != "alpharec" and not model.is_made_from("dataset", dataset):
         raise EvaluationError(
-            f"{model.uri}: is of model.kind = {kind}, which knows only {trained_on} (got {dataset.uri}); "
+            f"{model.uri}: is of model.kind = {kind}, which knows only {'/'.join(model.made_from('dataset'))} (got "
+            f"{dataset.uri}); "
             "zero-shot needs a model.kind = alpharec"
         )
 
@@ -159,9 +170,8 @@ def measure(
 
 
 def _join(found: list[Evaluation]) -> Evaluation:
-    """Put evaluations of different users together, with the metrics that all of them have."""
-    names = [name for name in found[0].values if all(name in other.values for other in found)]
-    values = {name: torch.cat([part.values[name] for part in found]) for name in names}
+    """Put evaluations of different users together."""
+    values = {name: torch.cat([part.values[name] for part in found]) for name in found[0].values}
     return Evaluation(torch.cat([part.users for part in found]), values)
 
 

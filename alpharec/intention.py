@@ -46,7 +46,7 @@ from alpharec.catalog import (
 from alpharec.config import IntentionSettings, Settings
 from alpharec.embed import embed_texts
 from alpharec.encoders import Generator
-from alpharec.evaluation import truth_and_seen
+from alpharec.evaluation import check_reads, truth_and_seen
 from alpharec.graph import InteractionGraph
 from alpharec.model import AlphaRec, Objective
 from alpharec.networks import build_graph, load_model
@@ -58,7 +58,7 @@ from alpharec.vectors import load_vectors
 logger = logging.getLogger(__name__)
 
 QUERIES_FORMAT = 1  # part of their version: raise it when the same texts would give other queries
-INTENTIONS_FORMAT = 2  # the same, of what is measured
+INTENTIONS_FORMAT = 3  # the same, of what is measured
 ASKED = ("valid", "test")  # splits that targets are of
 TAKEN_OUT = ("names", "years", "words")
 WAYS = {
@@ -413,9 +413,12 @@ def measure_intentions(
             f"{dataset.uri}: is a mix of datasets, whose users have items of their own; measure each by its own data "
             "settings and --evaluate.model NAME/VERSION"
         )
+    check_reads(model, vectors, dataset)
     queries, chosen = make_queries(store, settings, dataset), settings.intention
     masks = settings.evaluate.valid_mask
-    version = digest([INTENTIONS_FORMAT, model.version, queries.version, chosen.alphas, chosen.k, masks])[:16]
+    version = digest(
+        [INTENTIONS_FORMAT, model.version, vectors.version, queries.version, chosen.alphas, chosen.k, masks]
+    )[:16]
     found = store.find("intentions", settings.name, version)
     if found is not None:
         return found

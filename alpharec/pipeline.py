@@ -200,9 +200,9 @@ def format_metrics(evaluation: Artifact) -> str:
     metrics = evaluation.read_json("metrics.json")
     model, popular = metrics["test"], metrics["baselines"]["most-popular"]
     k = max(evaluation.settings["evaluate"]["ks"])
-    lines = [f"test, K = {k}, all items ranked{'':>8}{'AlphaRec':>10}{'most popular':>14}"]
+    lines = [f"test, K = {k}, all items ranked{'':>8}{'this model':>12}{'most popular':>14}"]
     for name in ("recall", "ndcg", "hr", "precision", "mrr", "map"):
-        lines.append(f"  {name + '@' + str(k):<36}{model[f'{name}@{k}']:>10.4f}{popular[f'{name}@{k}']:>14.4f}")
+        lines.append(f"  {name + '@' + str(k):<36}{model[f'{name}@{k}']:>12.4f}{popular[f'{name}@{k}']:>14.4f}")
     return "\n".join(lines)
 
 

@@ -274,15 +274,9 @@ def _seen_table(*splits: Pairs) -> pa.Table:
     return pa.table({"user": users[order].astype(np.int32), "item": items[order].astype(np.int32)})
 
 
-def _lineage(artifact: Artifact, role: str) -> tuple[str, str, str]:
-    """Return kind, name and version of what an artifact was made from; the storage root may have moved since."""
-    kind, name, version = artifact.manifest["inputs"][role].rsplit("/", 3)[-3:]
-    return kind, name, version
-
-
 def _check_lineage(artifact: Artifact, **inputs: Artifact) -> None:
     for role, made in inputs.items():
-        if _lineage(artifact, role) != (made.kind, made.name, made.version):
+        if not artifact.is_made_from(role, made):
             raise RecommendError(
                 f"{artifact.uri}: was made from another {role} (got {made.uri}, expected "
                 f"{artifact.manifest['inputs'][role]}); publish the artifacts of one run together"
@@ -299,7 +293,7 @@ def model_card(
 ) -> str:
     """Return the bundle's card: what it is, data, settings, metrics beside most-popular, limits, lineage, use."""
     settings, dataset = trained.settings, inputs["dataset"]
-    own = trained.manifest["inputs"]["dataset"] == dataset.uri
+    own = trained.is_made_from("dataset", dataset)
     model, train, sizes = settings["model"], settings["train"], report["interactions"]
     test, popular = metrics["test"], metrics["baselines"]["most-popular"]
     scores = [f"| {name} | {test[name]:.4f} | {popular[name]:.4f} |" for name in test if name in popular]
@@ -314,7 +308,7 @@ def model_card(
         encoder=json.dumps(summary["fingerprint"], sort_keys=True),
         model=_model_line(model),
         train=f"{_loss_line(train)}, epoch picked on {train['select_on']}, seed {settings['seed']}"
-        f"{'' if own else ', on ' + '/'.join(_lineage(trained, 'dataset')) + ' alone: zero-shot here'}",
+        f"{'' if own else ', on ' + '/'.join(trained.made_from('dataset')) + ' alone: zero-shot here'}",
         scores="\n".join(scores),
         cold_users=f"{report['users_without_train']:,}",
         cold_items=f"{report['items_without_train']:,}",
@@ -539,7 +533,7 @@ def _title_vectors(store: Store, bundle: Artifact) -> Tensor:
 
 
 def _input_of(store: Store, bundle: Artifact, role: str) -> Artifact:
-    place, what = _lineage(bundle, role), {"vectors": "title vectors", "dataset": "interactions"}[role]
+    place, what = bundle.made_from(role), {"vectors": "title vectors", "dataset": "interactions"}[role]
     found = store.find(*place)
     if found is None:
         raise RecommendError(

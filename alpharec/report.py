@@ -82,7 +82,7 @@ def points(panels: Mapping[str, tuple[Sequence[float], Sequence[float]]], *, nam
         for axes, (title, (xs, ys)) in zip(all_axes[0], panels.items(), strict=True):
             axes.scatter(xs, ys, s=4, alpha=0.4)
             for name, at_x, at_y in zip(names, xs, ys, strict=False):
-                axes.annotate(name, (at_x, at_y), fontsize=6)
+                axes.annotate(name, (at_x, at_y), fontsize=6, parse_math=False)
             axes.set_title(title)
     return figure
 

@@ -27,14 +27,22 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from torch import Tensor
 
 from alpharec.artifacts import Artifact, Store, digest
-from alpharec.config import SearchRange, Settings, SettingsError, change_settings
+from alpharec.config import SEARCHABLE, SearchRange, Settings, SettingsError, change_settings, idle_parameters
 from alpharec.evaluation import Selection
 from alpharec.graph import InteractionGraph, layer_weights
 from alpharec.model import NonFiniteLossError, TextFeatures
 from alpharec.networks import build_model
 from alpharec.report import lines, page, points
 from alpharec.runtime import connect, cpus_each, show_progress
-from alpharec.train import DECIDES, State, Training, run_workers, source_vectors
+from alpharec.train import (
+    DECIDES,
+    State,
+    Training,
+    TrainingError,
+    check_negatives,
+    run_workers,
+    source_vectors,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -60,25 +68,24 @@ def search(store: Store, settings: Settings, dataset: Artifact, vectors: Artifac
     Raises:
         SearchError: the settings leave nothing to search with, or every trial failed.
     """
+    if settings.train.max_epochs == 0:
+        raise SearchError("a search compares trained models (got train.max_epochs = 0); choose a model that is trained")
+    settings = _without_idle(settings)
     chosen, kept = settings.search, settings.model_dump(mode="json", include=DECIDES)
     version = digest([dataset.version, vectors.version, kept, chosen.model_dump(exclude={"concurrency"})])[:16]
     found = store.find("searches", settings.name, version)
     if found is not None:
         return found
-    once = sorted({"model.num_layers", "model.layer_0_weight"} & chosen.parameters.keys())
-    if settings.model.order == "propagate-first" and once:
-        raise SearchError(
-            f"search.parameters: {' and '.join(once)} cannot be searched with model.order = propagate-first, whose "
-            "vectors are propagated once for all trials; leave it out"
-        )
-    if settings.train.max_epochs == 0:
-        raise SearchError("a search compares trained models (got train.max_epochs = 0); choose a model that is trained")
     for name, space in chosen.parameters.items():
         for value in (space.low, space.high) if isinstance(space, SearchRange) else space:
             try:
                 with_parameters(settings, {name: value})
             except SettingsError as error:
                 raise SearchError(f"search.parameters: {name} = {value:g}: {error}") from None
+    try:
+        check_negatives(dataset)
+    except TrainingError as error:
+        raise SearchError(str(error)) from None
     started = time.monotonic()
     connect(settings)
     sweep = f"{settings.name}-{version}"
@@ -105,6 +112,20 @@ def search(store: Store, settings: Settings, dataset: Artifact, vectors: Artifac
 
 
 # ---------------------------------------------------------------- settings of a trial
+
+
+def _without_idle(settings: Settings) -> Settings:
+    """Leave out of the search what this model takes no notice of."""
+    idle = idle_parameters(settings) & settings.search.parameters.keys()
+    kept = {name: space for name, space in settings.search.parameters.items() if name not in idle}
+    if not kept:
+        raise SearchError(
+            f"search.parameters: this model takes no notice of {', '.join(sorted(idle))}, or has it given (got nothing "
+            f"else); add one of {', '.join(sorted(SEARCHABLE.keys() - idle_parameters(settings)))}"
+        )
+    if idle:
+        logger.info("search: leaves out %s, of which this model takes no notice", ", ".join(sorted(idle)))
+    return settings.model_copy(update={"search": settings.search.model_copy(update={"parameters": kept})})
 
 
 def with_parameters(settings: Settings, parameters: Parameters) -> Settings:
@@ -386,13 +407,13 @@ class _TellTune(TuneReportCallback):
 
     def __init__(self, score: str) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.score, self.best = score, -1.0
+        self.score = score
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
-        now = metrics[0].get(self.score)
-        if now is not None:
-            self.best = max(self.best, now)
-            super().after_report(run_context, [{"epoch": metrics[0]["epoch"], "score": self.best, "now": now}], None)
+        found = metrics[0]
+        if self.score in found:
+            told = {"epoch": found["epoch"], "score": found["best"], "now": found[self.score]}
+            super().after_report(run_context, [told], None)
 
 
 # ---------------------------------------------------------------- what is kept of it
@@ -410,7 +431,7 @@ def _curve(result: Any) -> tuple[list[float], list[float], str]:
 
 
 def _row(settings: Settings, trial: int, result: Any, epochs: list[float], scores: list[float], failure: str) -> Row:
-    score = max(scores, default=None)
+    score = None if failure else max(scores, default=None)  # its settings would only fail again
     best_epoch = None if score is None else int(epochs[scores.index(score)])
     waited = 0 if score is None else len(scores) - 1 - scores.index(score)
     ended = bool(epochs) and (epochs[-1] == settings.train.max_epochs or waited >= settings.train.patience)

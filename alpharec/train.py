@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import pyarrow.fs
 import ray
 import ray.train
@@ -26,7 +27,7 @@ import torch
 from torch import Tensor
 
 from alpharec.artifacts import Artifact, Store, digest
-from alpharec.catalog import domains_of, read_degrees, read_pairs
+from alpharec.catalog import domains_of, load_dataset, read_degrees, read_pairs
 from alpharec.config import Settings
 from alpharec.estimate import run_problems
 from alpharec.evaluation import Selection, masked_splits
@@ -68,12 +69,14 @@ def fit(store: Store, settings: Settings, dataset: Artifact, vectors: Artifact) 
     checkpoint, and ends with the numbers of a run that was never interrupted.
 
     Raises:
-        TrainingError: the run's name belongs to other settings; the loss is not finite; workers keep failing.
+        TrainingError: the run's name belongs to other settings; a user has no negative; the loss is not finite; workers
+            keep failing.
     """
     version = model_version(settings, dataset, vectors)
     found = store.find("models", settings.name, version)
     if found is not None:
         return found
+    check_negatives(dataset)
     run = settings.train.run or f"{settings.name}-{version}"
     _claim_run(store, run, version, settings, vectors)
     result = run_workers(store, settings, run, dataset, source_vectors(store, settings, dataset, vectors))
@@ -103,6 +106,23 @@ def commit_model(
             "seconds": round(sum(entry["seconds"] for entry in state.history), 1),
         },
     )
+
+
+def check_negatives(dataset: Artifact) -> None:
+    """Refuse users for whom no negative can be drawn, before any worker starts.
+
+    Raises: ``TrainingError`` names the first one.
+    """
+    degree_U, domains = read_degrees(dataset), domains_of(dataset)
+    own = np.full(len(degree_U), dataset.summary["items"])
+    for domain in domains:
+        own[domain.users] = domain.items.stop - domain.items.start
+    sated = np.flatnonzero(degree_U == own)
+    if len(sated):
+        raise TrainingError(
+            f"{dataset.uri}: {len(sated)} users have every item in train, so no negative can be drawn for them (got "
+            f"user {load_dataset(dataset).user_ids[sated[0]]}); leave them out, or hold more of theirs out of train"
+        )
 
 
 def source_vectors(store: Store, settings: Settings, dataset: Artifact, vectors: Artifact) -> Artifact:
@@ -150,13 +170,15 @@ def run_workers(
     # An epoch's report waits for the controller's next look at its workers, by default 2 s apart.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     connect(settings)
-    memory, kinds = memory_each(train.most_workers), gpu_kinds()
+    memory, kinds = memory_each(train.fewest_workers), gpu_kinds()
     for problem in run_problems(settings, dataset.summary, vectors.summary, memory=memory, gpu_kinds=kinds):
         logger.warning("train: %s", problem)
     cpus = train.cpus_per_worker or cpus_each(train.most_workers)
     trainer = ray.train.torch.TorchTrainer(
         _worker,  # type: ignore[arg-type]  # its result is a documented part of Result
         train_loop_config={"settings": settings, "dataset": dataset, "vectors": vectors, "threads": cpus},
+        # Ray's own choice with GPUs is nccl alone, but the graph is put together, and degrees are summed, on the host.
+        torch_config=ray.train.torch.TorchConfig(backend="cpu:gloo,cuda:nccl" if train.use_gpu else "gloo"),
         scaling_config=ray.train.ScalingConfig(  # type: ignore[call-arg]  # mypy sees the V1 class
             num_workers=train.num_workers,  # type: ignore[arg-type]
             use_gpu=train.use_gpu,
@@ -206,9 +228,12 @@ def _worker(config: dict[str, Any]) -> str:
             training.restore(State.load(Path(folder)))
         state = training.state
         logger.info("train: going on after epoch %s, step %s", state.epoch, state.step)
+    lookout = _Lookout(settings.train.checkpoint_minutes * 60)
     try:
-        for due in training.run(_Lookout(settings.train.checkpoint_minutes * 60)):
+        for due in training.run(lookout):
             _report(training, due=due)
+            if due:
+                lookout.saved_at = time.monotonic()
     except NonFiniteLossError as error:
         return str(error)
     return ""
@@ -217,7 +242,7 @@ def _worker(config: dict[str, Any]) -> str:
 class _Lookout:
     """Says, at the same step on every worker, when a checkpoint is wanted before the epoch ends.
 
-    That is when a node of the run was told to leave, or when the last checkpoint is ``checkpoint_s`` seconds old.
+    That is once when a node of the run is told to leave, and when the last checkpoint is ``checkpoint_s`` seconds old.
     Asking is a barrier, so it is done every two seconds or so, counted in steps.
     """
 
@@ -226,6 +251,7 @@ class _Lookout:
     def __init__(self, checkpoint_s: float) -> None:
         self.checkpoint_s, self.saved_at = checkpoint_s, time.monotonic()
         self.asked_at, self.steps, self.left = time.monotonic(), 1, 1
+        self.answered: ray.train.PreemptionInfo | None = None
 
     def __call__(self) -> bool:
         self.left -= 1
@@ -233,9 +259,10 @@ class _Lookout:
             return False
         now = time.monotonic()
         steps = min(max(1, int(self.steps * self.PERIOD_S / max(now - self.asked_at, 1e-6))), 4 * self.steps)
-        wanted = ray.train.get_preemption_info() is not None or now - self.saved_at > self.checkpoint_s
+        notice = ray.train.get_preemption_info()
+        wanted = notice not in (None, self.answered) or now - self.saved_at > self.checkpoint_s
         wanted, steps = ray.train.collective.broadcast_from_rank_zero((wanted, steps))
-        self.saved_at = now if wanted else self.saved_at
+        self.answered = notice
         self.asked_at, self.steps, self.left = now, steps, steps
         return bool(wanted)
 
@@ -247,6 +274,7 @@ def _report(training: Training, *, due: bool) -> None:
         shown = [f"{name} {entry[name]:.4f}" for name in entry if name not in ("epoch", "step", "seconds", "workers")]
         told = f"{', '.join(shown)}, {entry['seconds']:.1f} s" if shown else "checkpoint inside an epoch"
         logger.info("train: epoch %s, %s", entry["epoch"], told)
+    entry = entry | {"best": state.best_score}
     if not due or not first:
         ray.train.report(entry)
         return

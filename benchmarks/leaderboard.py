@@ -4,9 +4,10 @@
     python benchmarks/leaderboard.py --dataset amazon-games --models mf,lightgcn,alpharec --seeds 3 --hidden 108
 
 Closed forms walk their grid. Trained models are the presets of the settings: AlphaRec and its ablations, and models
-without titles, which take AlphaRec's batches, and but for multvae its loss and temperature ("-bpr": BPR, one negative).
+without titles, which take AlphaRec's batches, and but for bc-loss and multvae its loss ("-bpr": BPR, one negative).
 "alpharec-shuffled" is the control: titles of other items. ``--prompt`` puts noise around every title. With
-``--trials``, each trained model's settings are searched first, by as many trials in the same ranges.
+``--trials``, each trained model's settings are searched first, by as many trials in the same ranges (the control
+takes alpharec's).
 Where AlphaRec runs, each other model is compared with it by a paired t-test on the users' test Recall@20.
 """
 
@@ -121,21 +122,16 @@ class Board:
         untuned = self.settings(**options)
         if not self.given.trials:
             return untuned
-        names = set(SEARCHED)
-        if untuned.train.loss not in ("infonce", "bc"):
-            names -= {"train.temperature"}
-        if untuned.model.num_layers == 0 or untuned.model.kind == "multvae":
-            names -= {"model.num_layers", "model.layer_0_weight"}
         space = untuned.search.model_dump(mode="json", include={"parameters"})["parameters"]
         options |= {
             "search__num_trials": self.given.trials,
             "search__grace_epochs": untuned.train.evaluate_every,
-            "search__parameters": json.dumps({key: space[key] for key in SEARCHED if key in names}),
+            "search__parameters": json.dumps({key: space[key] for key in SEARCHED}),
         }
         settings = self.settings(**options)
         best = search(Store(settings.storage), settings, self.prepared, self.embedded["embed"]).summary["best"]
-        print(name, "tuned:", {key: best[key] for key in ("score", *settings.search.parameters)}, flush=True)
-        return with_parameters(settings, {key: best[key] for key in settings.search.parameters})
+        print(name, "tuned:", best, flush=True)
+        return with_parameters(settings, {key: best[key] for key in SEARCHED if key in best})
 
     def trained(self, name: str, tuned: Settings, seed: int) -> Training:
         """Return a run of a trained model, set up."""

@@ -109,6 +109,8 @@ def test_the_manifest_says_what_the_version_holds(store: Store) -> None:
     assert second.manifest["inputs"] == {"first": first.uri}
     assert second.manifest["software"]["torch"] == torch.__version__
     assert second.uri == store.uri("things", "shop", "v2")
+    assert second.is_made_from("first", first)
+    assert not second.is_made_from("first", second)
 
 
 # ---------------------------------------------------------------- commit

@@ -8,7 +8,15 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from alpharec.config import PAPER_HIDDEN_WIDTH, PRESETS, ModelSettings, Settings, SettingsError, load_settings
+from alpharec.config import (
+    PAPER_HIDDEN_WIDTH,
+    PRESETS,
+    ModelSettings,
+    Settings,
+    SettingsError,
+    idle_parameters,
+    load_settings,
+)
 
 CONFIGS = sorted((Path(__file__).parents[1] / "jobs" / "configs").glob("*.toml"))
 NUM_SETTINGS = 117
@@ -423,3 +431,18 @@ def test_the_example_configs_load(config: Path) -> None:
 
 def test_there_are_example_configs() -> None:
     assert {"sample", "ml1m"} <= {config.stem for config in CONFIGS}
+
+
+@pytest.mark.parametrize(
+    ("preset", "idle"),
+    [
+        ("paper", set()),
+        ("lightgcn", {"model.hidden_width"}),
+        ("no-mlp", {"model.hidden_width"}),
+        ("mf-bpr", {"model.hidden_width", "model.num_layers", "model.layer_0_weight", "train.temperature"}),
+        ("propagate-first", {"model.num_layers", "model.layer_0_weight"}),
+        ("multvae", {"model.num_layers", "model.layer_0_weight", "train.temperature", "train.num_negatives"}),
+    ],
+)
+def test_parameters_that_a_model_takes_no_notice_of(preset: str, idle: set[str]) -> None:
+    assert idle_parameters(load_settings(["--preset", preset])) == idle

@@ -20,7 +20,7 @@ from alpharec.artifacts import Artifact, Store
 from alpharec.catalog import CatalogError, load_dataset, open_table, prepare, read_item_texts, read_queries
 from alpharec.config import Settings, SettingsError, load_settings
 from alpharec.embed import embed
-from alpharec.evaluation import represent
+from alpharec.evaluation import EvaluationError, represent
 from alpharec.graph import layer_weights
 from alpharec.intention import (
     Asked,
@@ -35,7 +35,7 @@ from alpharec.intention import (
     without_title,
 )
 from alpharec.ranking import Lists
-from alpharec.train import Training
+from alpharec.train import Training, commit_model
 from alpharec.vectors import load_vectors
 
 NUM_USERS, NUM_ITEMS, NUM_COLORS = 24, 80, 4
@@ -235,9 +235,7 @@ def trained(ray_local: None, shop: tuple[Path, Store, Artifact]) -> tuple[Settin
     vectors = embed(store, settings, dataset)
     training = Training.build(settings, dataset, vectors)
     assert all(training.run())
-    draft = store.draft("models", "wishes", "by-hand")
-    draft.write_tensors("model.safetensors", training.state.best_weights)
-    return settings, vectors, draft.commit(settings=settings.model_dump(mode="json"), inputs={}, summary={})
+    return settings, vectors, commit_model(store, settings, dataset, vectors, training.state, run="here")
 
 
 def test_mixed_users_are_the_formula_and_alpha_zero_the_trained_model(
@@ -309,6 +307,17 @@ def test_a_stated_wish_finds_its_target_and_alpha_is_chosen_on_valid_queries(
     html = made.read_bytes("report.html").decode()
     assert html.count("<svg") == 2
     assert measure_intentions(store, settings, dataset, vectors, model).manifest == made.manifest
+
+
+def test_a_model_is_asked_in_its_own_encoders_words_alone(
+    shop: tuple[Path, Store, Artifact], trained: tuple[Settings, Artifact, Artifact]
+) -> None:
+    folder, store, dataset = shop
+    settings = shop_settings(folder, queries=str(folder / "queries.csv"))
+    settings = settings.model_copy(update={"encoder": settings.encoder.model_copy(update={"prompt": "a {title}"})})
+    others = embed(store, settings.model_copy(update={"name": "others"}), dataset)
+    with pytest.raises(EvaluationError, match="was trained on vectors of another encoder"):
+        measure_intentions(store, settings, dataset, others, trained[2])
 
 
 def test_queries_of_one_split_cannot_choose_alpha(

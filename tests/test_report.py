@@ -14,7 +14,9 @@ def build() -> str:
             {"ours": ([1, 2, 3], [0.1, 0.2, 0.15]), "theirs": ([1, 2], [0.1, 0.1])}, x="epoch", y="recall"
         ),
         "Groups": bars(["few", "many"], {"ours": [0.1, 0.2]}, y="recall"),
-        "Map": points({"before": ([0, 1], [1, 0]), "after": ([0, 1], [0, 1])}, names=["Alien <3>"]),
+        "Map": points(
+            {"before": ([0, 1], [1, 0]), "after": ([0, 1], [0, 1])}, names=["Alien <3>", '$20 "Mini" Purse_, was $35']
+        ),
     }
     rows = [{"model": "a & b", "recall@20": 0.123456}, {"model": "c", "seeds": 3}]
     return page("A <title>", {"recall": 0.1}, figures, rows)
@@ -36,6 +38,7 @@ def test_page_shows_titles_tables_and_values_escaped() -> None:
     html = build()
     assert "<h1>A &lt;title&gt;</h1>" in html
     assert "Alien &lt;3&gt;" in html
+    assert '$20 "Mini" Purse_, was $35' in html, "money, not a formula"
     assert "<td>a &amp; b</td><td>0.1235</td><td></td>" in html
     assert "<td>c</td><td></td><td>3</td>" in html
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from test_train import make_inputs, make_settings
 from alpharec.artifacts import Artifact, Store
 from alpharec.config import Settings, SettingsError, load_settings
 from alpharec.graph import InteractionGraph
-from alpharec.search import SearchError, first_points, format_search, search, share, to_toml, with_parameters
+from alpharec.search import SearchError, _row, first_points, format_search, search, share, to_toml, with_parameters
 from alpharec.train import Training
 
 SPACE = {"train.temperature": {"low": 0.05, "high": 0.5, "log": True}, "model.num_layers": [0, 1, 2]}
@@ -187,12 +188,20 @@ def test_values_that_contradict_the_settings_are_refused_before_a_trial(tmp_path
         search(inputs[0], settings.model_copy(update={"train": untrained}), *inputs[1:])
 
 
-def test_layers_cannot_be_searched_over_vectors_propagated_once(tmp_path: Path) -> None:
-    settings = make_search(tmp_path)
+def test_a_search_of_nothing_that_the_model_minds_is_refused(tmp_path: Path) -> None:
+    settings = make_search(tmp_path, parameters={"model.num_layers": [1, 2]})
     first = settings.model_copy(update={"model": settings.model.model_copy(update={"order": "propagate-first"})})
     inputs = make_inputs(tmp_path, settings)
-    with pytest.raises(SearchError, match=r"search\.parameters: model\.num_layers cannot be .*leave it out"):
+    with pytest.raises(SearchError, match=r"takes no notice of model\.num_layers.*add one of .*train\.temperature"):
         search(inputs[0], first, *inputs[1:])
+
+
+def test_a_trial_that_failed_after_a_good_validation_does_not_win() -> None:
+    settings = Settings.model_validate({"search": {"parameters": {"train.learning_rate": [0.1]}}})
+    result = SimpleNamespace(config={"train.learning_rate": 0.1}, metrics={})
+    assert _row(settings, 0, result, [2, 4], [0.5, 0.6], "")["score"] == 0.6
+    failed = _row(settings, 0, result, [2, 4], [0.5, 0.6], "loss is nan")
+    assert (failed["score"], failed["best_epoch"], failed["state"], failed["epochs"]) == (None, None, "failed", 4)
 
 
 @pytest.mark.parametrize(

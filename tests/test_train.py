@@ -22,7 +22,7 @@ from alpharec.config import DataSettings, Settings
 from alpharec.evaluation import EvaluationError, evaluate_model, find_model, measure, truth_and_seen
 from alpharec.graph import Part
 from alpharec.ranking import evaluate
-from alpharec.train import Training, TrainingError, fit, model_version
+from alpharec.train import Training, TrainingError, check_negatives, fit, model_version
 from alpharec.vectors import load_vectors, vector_column
 
 USERS, ITEMS, WIDTH = 40, 60, 16
@@ -360,3 +360,14 @@ def _kill_after_checkpoints(settings: Settings, inputs: tuple[Any, ...], run: Pa
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+
+
+def test_a_user_who_has_everything_is_named_before_a_worker_starts(tmp_path: Path) -> None:
+    (tmp_path / "items.csv").write_text("item_id,title\n" + "".join(f"i{item},thing {item}\n" for item in range(3)))
+    rows = ["all,i0,train", "all,i1,train", "all,i2,train", "some,i0,train", "some,i1,valid", "some,i2,test"]
+    (tmp_path / "interactions.csv").write_text("\n".join(["user_id,item_id,split", *rows]) + "\n")
+    settings = make_settings(tmp_path / "store")
+    given = settings.data.model_copy(update={"path": str(tmp_path), "split": "given", "split_column": "split"})
+    dataset = prepare(Store(settings.storage), settings.model_copy(update={"data": given}))
+    with pytest.raises(TrainingError, match=r"1 users have every item in train.*\(got user all\); leave them out"):
+        check_negatives(dataset)

@@ -242,7 +242,9 @@ def _run(
     """
     # Interrupted, a search must not end as if it were done.
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
-    # A snapshot of the sweep at each checkpoint is meant, however short the trials are.
+    # Tune deletes a trial's older checkpoints before its snapshot of the sweep knows the newest (Ray 2.60): killed in
+    # between, it would go on at one that is gone. So it keeps two, and takes a snapshot after every event.
+    os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "0")
     os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
     source = source_vectors(store, settings, dataset, vectors)
     concurrency, resources, threads = _shares(settings)
@@ -276,7 +278,7 @@ def _run(
                 name=sweep,
                 storage_path=store.at("sweeps"),
                 storage_filesystem=filesystem,
-                checkpoint_config=ray.tune.CheckpointConfig(num_to_keep=1),
+                checkpoint_config=ray.tune.CheckpointConfig(num_to_keep=2),
                 failure_config=ray.tune.FailureConfig(max_failures=settings.train.max_failures),
                 callbacks=[_Progress(settings.search.num_trials)],
                 verbose=0,

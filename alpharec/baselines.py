@@ -131,7 +131,6 @@ class IdEmbeddings(nn.Module):
         self.num_layers, self.propagate_first = num_layers, False
         self.popularity = PopularityTables(width, seed=seed) if popularity else None
         self.layer_weights = self.step_weights = layer_weights(num_layers, layer_0_weight)
-        self.width = width
         generator = torch.Generator().manual_seed(seed)
         self.user_UD = nn.Parameter(torch.randn(num_users, width, generator=generator) * 0.01)
         self.item_ID = nn.Parameter(torch.randn(num_items, width, generator=generator) * 0.01)
@@ -169,7 +168,6 @@ class MultVae(nn.Module):
 
     def __init__(self, num_items: int, *, hidden_width: int = 600, width: int = 200, seed: int = 0) -> None:
         super().__init__()
-        self.width = hidden_width + 1
         generator = torch.Generator().manual_seed(seed)
 
         def fresh(rows: int, columns: int, inputs: int) -> nn.Parameter:
@@ -227,10 +225,6 @@ class Multinomial(Objective):
     """
 
     kl_weight: float = 0.2
-
-    def scale(self, x_XD: Tensor) -> Tensor:
-        """Return the rows as they are: dot products are logits."""
-        return x_XD
 
     def ends(self, model: nn.Module, sampler: Sampler, features: TextFeatures | None, step: int) -> tuple[Tensor, ...]:
         """Return decoded users, the output layer, and users' divergences."""
@@ -356,7 +350,8 @@ class Contrast(Objective):
         return loss + self.weight * batch.size * (of_users + of_items)
 
     def _against_others(self, one_XD: Tensor, other_YD: Tensor, place_X: Tensor) -> Tensor:
-        return F.cross_entropy(one_XD @ other_YD.T / self.contrast_temperature, place_X, reduction="sum")
+        score_XY = one_XD / self.contrast_temperature @ other_YD.T  # divided before: X x D numbers, not X x Y
+        return F.cross_entropy(score_XY, place_X, reduction="sum")
 
 
 def propagate_noisily(

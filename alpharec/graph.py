@@ -100,7 +100,7 @@ class InteractionGraph:
         user_degree: int64 [num_users], train interactions of every user. Then ``users`` and ``items`` need to hold only
             those of the worker's own users (``user_range``); without it, those of all users.
         domains: first user and first item of each dataset of a mix, ascending from (0, 0): a user's negatives are
-            items of its own dataset. None: one dataset.
+            items of its own dataset. Empty: one dataset.
 
     Raises:
         ValueError: an index is out of range, a pair occurs twice, or the worker's part is too large for its lists.
@@ -338,9 +338,9 @@ class Batch:
 class Sampler:
     """Draw batches as a pure function of (seed, step): no state, the same batch on any device and worker count.
 
-    An epoch draws as many positives as there are train interactions, every user equally often up to one: index mod
-    users of a shuffled epoch picks the user, then one of its train items at random. Negatives are uniform, with
-    replacement, over the items the user has not in train.
+    An epoch is as many whole batches as there are positives for in the train interactions, and users come equally often
+    up to the rest: index mod users of a shuffled epoch picks the user, then one of its train items at random. Negatives
+    are uniform, with replacement, over the items the user has not in train.
 
     ``at_once`` is how many positives ``pieces`` draws at a time; None: the whole batch. ``by_interactions``: a user is
     drawn as often as it has train items.

@@ -181,7 +181,7 @@ class AlphaRec(nn.Module):
     ) -> None:
         super().__init__()
         width = text_width if projector == "identity" else width
-        self.num_layers, self.width, self.propagate_first = num_layers, width, propagate_first
+        self.num_layers, self.propagate_first = num_layers, propagate_first
         self.layer_weights = layer_weights(num_layers, layer_0_weight)
         # Made on "meta", so that torch's own initialisation does not advance the global generator.
         first_width = hidden_width if projector == "mlp" else width

@@ -13,11 +13,10 @@ import itertools
 import statistics
 import warnings
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import torch
-from common import ROOT, parser, print_result, settings_arguments
+from common import print_result, run_arguments, run_parser
 from torch import nn
 
 from alpharec.catalog import load_dataset
@@ -72,20 +71,13 @@ def make_independent(training: Training, seed: int) -> None:
 
 def main() -> None:
     """Train and evaluate every few epochs; print the curve and how far neighbours lie apart."""
-    arguments = parser("Validation and test metrics, epoch by epoch.", ("ml-1m", "amazon-games"))
-    arguments.add_argument("--hidden", type=int, default=None)
-    arguments.add_argument("--epochs", type=int, default=20)
+    arguments = run_parser("Validation and test metrics, epoch by epoch.", epochs=20)
     arguments.add_argument("--every", type=int, default=1, help="epochs between two evaluations")
-    arguments.add_argument("--seed", type=int, default=101)
     arguments.add_argument("--draws", choices=["own", "independent"], default="own")
-    arguments.add_argument("--storage", default=str(ROOT / "store/benchmarks"))
     given = arguments.parse_args()
     warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
     show_progress()
-    options: dict[str, Any] = {"seed": given.seed, "model__hidden_width": given.hidden, "storage": given.storage}
-    settings = load_settings(
-        settings_arguments(given.dataset, given.data, **options, evaluate__valid_mask="train+test")
-    )
+    settings = load_settings(run_arguments(given, evaluate__valid_mask="train+test"))
     done = run_stages(settings, "embed")
     dataset = load_dataset(done["prepare"])
     training = Training.build(settings, done["prepare"], done["embed"])

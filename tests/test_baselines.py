@@ -375,7 +375,7 @@ def test_bias_margin_is_the_formula() -> None:
         popular_ND = tables.item_LD[graph.item_degree_I[items]]
         cosine_N = torch.stack([unit(user_UD[user]) @ unit(item_ID[item]) for item in items])
         angle = torch.arccos(cosine_N[:1])
-        margin = min(float(1 - torch.sigmoid(popular_D @ popular_ND[0]).detach()), math.pi - float(angle))
+        margin = min(float(1 - torch.sigmoid(popular_D @ popular_ND[0]).detach()), math.pi - float(angle.detach()))
         turned_N = torch.cat([torch.cos(angle + margin), cosine_N[1:]])
         bias_N = torch.stack([unit(popular_D) @ unit(item_D) for item_D in popular_ND])
         for share, score_N in ((0.6, turned_N), (0.4, bias_N)):

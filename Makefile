@@ -11,9 +11,9 @@ setup: .venv/ready
 
 .venv/ready: requirements/local.txt pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --no-compile --disable-pip-version-check $$(grep '^torch==' requirements/local.txt)
-	$(BIN)/pip install --quiet --no-compile --disable-pip-version-check --no-deps --requirement requirements/local.txt
-	$(BIN)/pip install --quiet --no-compile --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	$(BIN)/pip install --quiet --disable-pip-version-check $$(grep '^torch==' requirements/local.txt)
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --requirement requirements/local.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	touch $@
 
 demo: setup

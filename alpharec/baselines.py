@@ -3,14 +3,14 @@
 Shapes: U users, I items, S items of this worker, B users of a block or a batch, N candidates, C items of a block,
 P pairs, R rank, T text width, D representation width, H hidden width, Z latent width.
 
-Closed forms hold at most one I x I float32 matrix (50,000 items: 10 GB) and never U x I numbers. Most popular is
+Closed forms hold one I x I float32 matrix (50,000 items: 10 GB) and never U x I numbers. Most popular is
 ``alpharec.evaluation.popularity``.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -39,23 +39,27 @@ def text_neighbors(item_IT: Tensor, graph: InteractionGraph, *, num_layers: int 
     return F.normalize(user_UT, dim=1), F.normalize(item_IT, dim=1)
 
 
-def ease(graph: InteractionGraph, *, regularization: float) -> Scores:
-    """Return X B for train interactions X, B_ij = -P_ij / P_jj off the diagonal, P = (X^T X + regularization)^-1.
+def item_scores(weight_II: Tensor, lists: Lists) -> Scores:
+    """Return X W: for each user, the sum of the rows of its items."""
+    return Scores(
+        lambda users_B: _sum_rows(weight_II, lists, users_B), lists.num_users, len(weight_II), weight_II.device
+    )
 
+
+def ease(graph: InteractionGraph, *, regularization: float) -> Tensor:
+    """Return weights B_ij = -P_ij / P_jj off the diagonal, P = (X^T X + regularization)^-1, X the train interactions.
+
+    Shapes: -> [I, I], the same on every worker.
     Raises: ``ValueError`` if ``regularization`` is not positive.
     Source: EASE (arXiv 1905.03375) eq. 8.
     """
     if not regularization > 0:
         raise ValueError(f"ease: regularization must be above 0 (got {regularization})")
-    weight_II = _gram(graph, torch.ones(graph.num_users, device=graph.items.device))
+    weight_II = _gram(graph, torch.ones(graph.num_local_users, device=graph.items.device))
     weight_II.diagonal().add_(regularization)
     _invert_(weight_II)
     weight_II /= -weight_II.diagonal().clone()
-    weight_II.fill_diagonal_(0)
-    lists = _train_lists(graph)
-    return Scores(
-        lambda users_B: _sum_rows(weight_II, lists, users_B), graph.num_users, graph.num_items, weight_II.device
-    )
+    return weight_II.fill_diagonal_(0)
 
 
 class GraphFilter:
@@ -77,7 +81,7 @@ class GraphFilter:
     def __init__(self, graph: InteractionGraph, *, max_rank: int = 256, seed: int = 0) -> None:
         if not 1 <= max_rank <= graph.num_items:
             raise ValueError(f"graph filter: max_rank must be in 1..{graph.num_items} (got {max_rank})")
-        self.lists, self.scale_I1 = _train_lists(graph), graph.item_scale_I1
+        self.lists, self.scale_I1 = train_lists(graph), graph.item_scale_I1
         self.root_I1 = graph.item_degree_I.float().sqrt()[:, None]
         self.linear_II = _gram(graph, graph.user_scale_U1.squeeze(1) ** 2)
         self.linear_II.mul_(self.scale_I1).mul_(self.scale_I1.T)
@@ -88,16 +92,45 @@ class GraphFilter:
 
         Raises: ``ValueError`` if ``rank`` is not in 1..max_rank.
         """
-        if not 1 <= rank <= self.vector_IR.shape[1]:
-            raise ValueError(f"graph filter: rank must be in 1..{self.vector_IR.shape[1]} (got {rank})")
-        vector_IR = self.vector_IR[:, :rank]
-        into_IR, out_RI = vector_IR * self.scale_I1, (vector_IR * self.root_I1).T
+        into_IR, out_RI = self._low_rank(rank)
 
         def of(users_B: Tensor) -> Tensor:
             low_BR = _sum_rows(into_IR, self.lists, users_B)
             return _sum_rows(self.linear_II, self.lists, users_B).addmm_(low_BR, out_RI, alpha=low_pass)
 
         return Scores(of, self.lists.num_users, len(self.linear_II), self.linear_II.device)
+
+    def into_weights(self, *, rank: int, low_pass: float) -> Tensor:
+        """Return the same as one matrix of items' weights, in the place of ``linear_II``. Shapes: -> [I, I]."""
+        return self.linear_II.addmm_(*self._low_rank(rank), alpha=low_pass)
+
+    def _low_rank(self, rank: int) -> tuple[Tensor, Tensor]:
+        if not 1 <= rank <= self.vector_IR.shape[1]:
+            raise ValueError(f"graph filter: rank must be in 1..{self.vector_IR.shape[1]} (got {rank})")
+        vector_IR = self.vector_IR[:, :rank]
+        return vector_IR * self.scale_I1, (vector_IR * self.root_I1).T
+
+
+class ItemWeights(nn.Module):
+    """EASE or GF-CF as a model: the weights of items in each other's scores, solved on the train graph, not trained.
+
+    It has no representations: its scores are ``item_scores`` of ``weight_II`` [I, I].
+    """
+
+    layer_weights = step_weights = (1.0,)
+    num_layers, propagate_first = 0, False
+
+    def __init__(self, num_items: int, solve: Callable[[InteractionGraph], Tensor]) -> None:
+        super().__init__()
+        self.weight_II = nn.Parameter(torch.empty(num_items, num_items), requires_grad=False)
+        self._solve = solve
+
+    def solve(self, graph: InteractionGraph) -> None:
+        """Solve for the weights on all workers' interactions."""
+        self.weight_II.data = self._solve(graph)
+
+    def features(self, item_ST: Tensor, graph: InteractionGraph, *, precision: torch.dtype | None = None) -> None:
+        """Read no features."""
 
 
 class IdEmbeddings(nn.Module):
@@ -240,7 +273,7 @@ class Multinomial(Objective):
         user_UH, item_IH, divergence_U = ends
         user_R = batch.user_B.unique()
         count = float(graph.part.sum(torch.tensor([len(user_R)], device=user_R.device)))
-        row_P, item_P = _train_lists(graph).rows(user_R)
+        row_P, item_P = train_lists(graph).rows(user_R)
         log_RI = F.log_softmax(user_UH[user_R] @ item_IH.T, 1)
         total = self.kl_weight * divergence_U[user_R].sum() - log_RI[row_P, item_P].sum()
         return total * batch.size / count
@@ -409,10 +442,11 @@ def _gather_rows(x_RD: Tensor, part: Part) -> tuple[int, Tensor]:
 
 def _check_whole(graph: InteractionGraph) -> None:
     if graph.part.size != 1:
-        raise ValueError(f"closed forms need all users on one worker (got {graph.part.size} workers)")
+        raise ValueError(f"propagated titles need all users on one worker (got {graph.part.size} workers)")
 
 
-def _train_lists(graph: InteractionGraph) -> Lists:
+def train_lists(graph: InteractionGraph) -> Lists:
+    """Return the train items of the graph's own users."""
     return Lists(graph.rowptr.long(), graph.items.long())
 
 
@@ -424,20 +458,19 @@ def _sum_rows(weight_IX: Tensor, lists: Lists, users_B: Tensor) -> Tensor:
 
 
 def _gram(graph: InteractionGraph, weight_U: Tensor) -> Tensor:
-    """Return X^T diag(weight) X of the train interactions X. Shapes: -> [I, I]; costs E x I additions."""
-    _check_whole(graph)
+    """Return X^T diag(weight) X of all workers' train interactions X. Shapes: -> [I, I]; costs E x I additions."""
     gram_II = torch.empty(graph.num_items, graph.num_items, device=graph.items.device)
-    item_E = torch.repeat_interleave(graph.item_degree_I)
+    item_E = torch.repeat_interleave(graph.colptr.diff())
     for item_C in torch.arange(graph.num_items, device=graph.items.device).split(ITEMS_AT_ONCE):
         first, last = int(item_C[0]), int(item_C[-1]) + 1
         mine = slice(int(graph.colptr[first]), int(graph.colptr[last]))
         users = graph.users[mine]
-        user_UC = torch.zeros(graph.num_users, last - first, device=users.device)
+        user_UC = torch.zeros(graph.num_local_users, last - first, device=users.device)
         user_UC[users, item_E[mine] - first] = weight_U[users]
         gram_II[:, first:last] = F.embedding_bag(
             graph.users, user_UC, graph.colptr, mode="sum", include_last_offset=True
         )
-    return gram_II
+    return graph.part.sum(gram_II)
 
 
 def _invert_(matrix_II: Tensor) -> None:
@@ -481,4 +514,4 @@ def _first_vectors(graph: InteractionGraph, rank: int, seed: int, num_rounds: in
 def _smooth(graph: InteractionGraph, x_IW: Tensor) -> Tensor:
     """Return N^T N x of the normalised train matrix N."""
     user_UW = graph.mean_of_items(x_IW * graph.item_scale_I1) * graph.user_degree_U[:, None]
-    return graph.mean_to_items(user_UW) * graph.item_scale_I1
+    return graph.part.sum(graph.mean_to_items(user_UW)) * graph.item_scale_I1

@@ -32,6 +32,7 @@ ID_MODELS: dict[str, dict[str, dict[str, Any]]] = {
     "xsimgcl": {"model": {"kind": "id", "layer_0_weight": 0.0}, "contrast": {"kind": "noise", "weight": 0.2}},
 }
 BPR = {"loss": "bpr", "num_negatives": 1}
+CLOSED_FORMS = ("ease", "gf-cf")
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "paper": {},
     "linear-mapping": {"model": {"projector": "linear", "num_layers": 0}},
@@ -48,6 +49,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "model": {"kind": "multvae", "width": 200},
         "train": {"learning_rate": 1e-3, "loss": "multinomial"},
     },
+    **{name: {"model": {"kind": name}, "train": {"max_epochs": 0}} for name in CLOSED_FORMS},
 }
 
 
@@ -208,11 +210,12 @@ class EstimateSettings(Section):
 class ModelSettings(Section):
     """AlphaRec: a projector shared by users and items, then LightGCN propagation; or ID embeddings to compare with."""
 
-    kind: Literal["alpharec", "id", "multvae"] = Field(
+    kind: Literal["alpharec", "id", "multvae", "ease", "gf-cf"] = Field(
         "alpharec",
         description="alpharec: from titles. id: a free vector for each user and item, that is LightGCN, or matrix "
-        "factorisation with num_layers = 0. multvae: an autoencoder of a user's items, width of its latent vector. The "
-        "last two know no newcomers",
+        "factorisation with num_layers = 0. multvae: an autoencoder of a user's items, width of its latent vector. "
+        "ease, gf-cf: items' weights in each other's scores, solved instead of trained. All but the first know no "
+        "newcomers",
     )
     order: Literal["project-first", "propagate-first"] = Field(
         "project-first",
@@ -236,6 +239,9 @@ class ModelSettings(Section):
         description="weight of a node's own vector in its representation, the rest shared alike by the rounds' layers; "
         "unset: all layers alike, as LightGCN",
     )
+    regularization: float = Field(500.0, gt=0, description="ease: lambda; the authors: 200 to 1,000")
+    rank: int = Field(256, ge=1, description="gf-cf: singular vectors of the low-pass filter; at most the items")
+    low_pass: float = Field(0.3, ge=0, description="gf-cf: alpha, weight of the low-pass filter")
 
     @model_validator(mode="after")
     def _check_order(self) -> ModelSettings:
@@ -540,12 +546,13 @@ class Settings(BaseSettings):
     preset: Literal[
         "paper", "linear-mapping", "no-mlp", "no-propagation", "no-contrast", "propagate-first", "text-propagation",
         "text-neighbors", "lightgcn", "lightgcn-bpr", "mf", "mf-bpr", "sgl", "sgl-bpr", "xsimgcl", "xsimgcl-bpr",
-        "bc-loss", "multvae",
+        "bc-loss", "multvae", "ease", "gf-cf",
     ] = Field(
         "paper",
         description="starting point of model and train settings: the paper's model, one of its ablations, the other "
         "order, title vectors that nothing is trained on, or a model that knows no titles (lightgcn, mf, sgl, xsimgcl: "
-        "AlphaRec's loss and batches; -bpr: BPR with one negative, as published; bc-loss, multvae)",
+        "AlphaRec's loss and batches; -bpr: BPR with one negative, as published; bc-loss, multvae; ease, gf-cf: closed "
+        "forms)",
     )  # fmt: skip
     data: DataSettings = DataSettings()
     encoder: EncoderSettings = EncoderSettings()
@@ -587,10 +594,12 @@ class Settings(BaseSettings):
                 "train.loss = multinomial and model.kind = multvae go together, and train.loss = bc with model.kind = "
                 f"id (got {loss} and {kind}); choose a preset"
             )
-        if self.model.projector == "identity" and (kind != "alpharec" or self.train.max_epochs):
+        if self.model.projector == "identity" and kind != "alpharec":
+            raise ValueError(f"model.projector = identity is for model.kind = alpharec (got {kind})")
+        if (self.model.projector == "identity" or kind in CLOSED_FORMS) and self.train.max_epochs:
             raise ValueError(
-                "model.projector = identity has nothing to train (got "
-                f"train.max_epochs = {self.train.max_epochs}, model.kind = {kind}); set train.max_epochs = 0"
+                f"model.kind = {kind} with model.projector = {self.model.projector} has nothing to train (got "
+                f"train.max_epochs = {self.train.max_epochs}); set train.max_epochs = 0"
             )
         whole = loss == "multinomial" or contrast != "none"
         if whole and self.train.batch_size > self.train.scored_at_once:

@@ -21,8 +21,17 @@ from alpharec.artifacts import Artifact, Store, digest
 from alpharec.catalog import SPLITS, Dataset, Pairs, load_dataset
 from alpharec.config import EvaluateSettings, Settings
 from alpharec.graph import InteractionGraph, Part
-from alpharec.networks import build_graph, load_model
-from alpharec.ranking import Evaluation, Lists, evaluate, item_popularity_groups, user_activity_groups
+from alpharec.networks import build_graph, load_model, score
+from alpharec.ranking import (
+    Evaluation,
+    Lists,
+    Scored,
+    Scores,
+    evaluate,
+    item_popularity_groups,
+    restrict,
+    user_activity_groups,
+)
 from alpharec.vectors import load_vectors
 
 MAPPED, NAMED = 2000, 25  # items on the map of an evaluation, and those whose titles are written there
@@ -48,15 +57,14 @@ def evaluate_model(store: Store, settings: Settings, dataset: Artifact, vectors:
         return found
     check_reads(model, vectors, dataset)
     data, item_IT = load_dataset(dataset), torch.from_numpy(load_vectors(vectors)).float()
-    user_UD, item_ID = represent(data, item_IT, model)
-    metrics, test = measure(data, user_UD, item_ID, settings.evaluate)
-    metrics["baselines"] = {"most-popular": measure(data, *popularity(data), settings.evaluate)[0]["test"]}
+    scored = scored_by(model, data, item_IT)
+    metrics, test = measure(data, scored, settings.evaluate)
+    metrics["baselines"] = {"most-popular": measure(data, popularity(data), settings.evaluate)[0]["test"]}
     draft = store.draft("evaluations", settings.name, version)
     draft.write_json("metrics.json", metrics)
-    draft.write_bytes(
-        "report.html",
-        _evaluation_page(data, model, metrics, settings.evaluate.select_k, item_IT, item_ID).encode(),
-    )
+    maps = {"title vectors": item_IT} | ({} if isinstance(scored, Scores) else {"representations": scored[1]})
+    page = _evaluation_page(data, model, metrics, settings.evaluate.select_k, maps)
+    draft.write_bytes("report.html", page.encode())
     user_ids = data.user_ids.take(pa.array(test.users.numpy()))
     columns = {name: values.float().numpy() for name, values in test.values.items()}
     draft.write_table("per_user.parquet", pa.table({"user_id": user_ids, **columns}))
@@ -68,12 +76,9 @@ def evaluate_model(store: Store, settings: Settings, dataset: Artifact, vectors:
 
 
 def _evaluation_page(
-    data: Dataset, model: Artifact, metrics: dict[str, Any], k: int, item_IT: Tensor, item_ID: Tensor
+    data: Dataset, model: Artifact, metrics: dict[str, Any], k: int, maps: Mapping[str, Tensor]
 ) -> str:
-    """Return figures of an evaluation, groups by Recall@k.
-
-    Shapes: title vectors item_IT [I, T], representations item_ID [I, D].
-    """
+    """Return figures of an evaluation, groups by Recall@k, and a map of the items by each of ``maps``, [I, any]."""
     history, test = model.read_json("history.json"), metrics["test"]
     select = next(name for name in model.summary if "_recall@" in name)
     recall = f"recall@{k}"
@@ -92,7 +97,7 @@ def _evaluation_page(
         figures[f"test {recall} by the item's popularity"] = report.bars(
             list(popularity), {"": list(popularity.values())}, y=recall
         )
-    figures["items, most popular named: first two principal components"] = _map(data, item_IT, item_ID)
+    figures["items, most popular named: first two principal components"] = _map(data, maps)
     baselines = metrics["baselines"]
     shown = [name for name in test if name.partition("@")[0] in ("recall", "ndcg", "hr") and "/" not in name]
     rows = [
@@ -102,12 +107,13 @@ def _evaluation_page(
     return report.page(f"Evaluation of {model.name} {model.version}", metrics, figures, rows)
 
 
-def _map(data: Dataset, item_IT: Tensor, item_ID: Tensor) -> Figure:
-    """Return the most popular items in the plane, by their title vectors and by their representations."""
+def _map(data: Dataset, maps: Mapping[str, Tensor]) -> Figure:
+    """Return the most popular items in the plane, a panel for each of ``maps``."""
     order = torch.argsort(popularity(data)[1][:, 0], descending=True, stable=True)[:MAPPED]
     panels = {}
-    for title, rows in (("title vectors", item_IT[order]), ("representations", item_ID[order])):
-        centred = (rows - rows.mean(0)).double()
+    for title, item_IX in maps.items():
+        rows = item_IX[order].double()
+        centred = rows - rows.mean(0)
         left, size, _ = torch.linalg.svd(centred, full_matrices=False)
         place = F.pad(left[:, :2] * size[:2], (0, max(0, 2 - left.shape[1])))
         panels[title] = place[:, 0].tolist(), place[:, 1].tolist()
@@ -150,20 +156,18 @@ def check_reads(model: Artifact, vectors: Artifact, dataset: Artifact) -> None:
         )
 
 
-def measure(
-    dataset: Dataset, user_UD: Tensor, item_ID: Tensor, settings: EvaluateSettings
-) -> tuple[dict[str, Any], Evaluation]:
-    """Return metrics by split and group, and test's per-user values. Shapes: user_UD [U, D], item_ID [I, D].
+def measure(dataset: Dataset, scored: Scored, settings: EvaluateSettings) -> tuple[dict[str, Any], Evaluation]:
+    """Return metrics by split and group, and test's per-user values.
 
     In a mix every user is ranked over the items of its own dataset; each dataset has its metrics under ``domains``.
     """
     if not dataset.domains:
-        metrics, found = _measure(dataset, user_UD, item_ID, settings)
+        metrics, found = _measure(dataset, scored, settings)
         return metrics, found["test"]
     metrics, parts = {"domains": {}}, []
     for domain in dataset.domains:
-        sides = user_UD[domain.users], item_ID[domain.items]
-        metrics["domains"][domain.name], found = _measure(dataset.of(domain), *sides, settings)
+        own = restrict(scored, domain.users, domain.items)
+        metrics["domains"][domain.name], found = _measure(dataset.of(domain), own, settings)
         parts.append({name: Evaluation(of.users + domain.first_user, of.values) for name, of in found.items()})
     joined = {split: _join([part[split] for part in parts]) for split in ("valid", "test")}
     return metrics | {split: found.means() for split, found in joined.items()}, joined["test"]
@@ -176,28 +180,25 @@ def _join(found: list[Evaluation]) -> Evaluation:
 
 
 def _measure(
-    dataset: Dataset, user_UD: Tensor, item_ID: Tensor, settings: EvaluateSettings
+    dataset: Dataset, scored: Scored, settings: EvaluateSettings
 ) -> tuple[dict[str, Any], dict[str, Evaluation]]:
     train = _lists([dataset.train], 0, dataset.num_users)
     items, users = item_popularity_groups(train, dataset.num_items), user_activity_groups(train)
     found = {}
     for split in ("valid", "test"):
         truth, seen = truth_and_seen(dataset.splits, split, settings, count=dataset.num_users)
-        found[split] = evaluate(
-            user_UD, item_ID, truth=truth, seen=seen, ks=settings.ks, block_size=settings.block_size, item_groups=items
-        )
+        chosen: dict[str, Any] = {"ks": settings.ks, "block_size": settings.block_size, "item_groups": items}
+        found[split] = evaluate(scored, truth=truth, seen=seen, **chosen)
     test = found["test"]
     groups = {users.labels[group]: means for group, means in test.by_group(users.index[test.users]).items()}
     return {"valid": found["valid"].means(), "test": test.means(), "test_by_user_activity": groups}, found
 
 
-@torch.no_grad()
-def represent(dataset: Dataset, item_IT: Tensor, model: Artifact) -> tuple[Tensor, Tensor]:
-    """Return a trained model's representations, whose dot products are scores. Shapes: -> [U, D], [I, D]."""
+def scored_by(model: Artifact, dataset: Dataset, item_IT: Tensor) -> Scored:
+    """Return what a trained model ranks the users of a dataset by: ``networks.score``."""
     network, objective = load_model(model.settings, model.read_tensors("model.safetensors"))
     graph = build_graph(dataset)
-    user_UD, item_ID = network(graph, network.features(item_IT, graph))
-    return objective.scale(user_UD), objective.scale(item_ID)
+    return score(network, objective, graph, network.features(item_IT, graph))
 
 
 def popularity(dataset: Dataset) -> tuple[Tensor, Tensor]:
@@ -286,14 +287,14 @@ class Selection:
         """Return the same with its lists on ``device``."""
         return replace(self, ranked=[part.to(device) for part in self.ranked])
 
-    def score(self, user_UD: Tensor, item_ID: Tensor) -> float:
-        """Return the mean over all users with truth. Shapes: user_UD [U, D], item_ID [I, D]."""
+    def score(self, scored: Scored) -> float:
+        """Return the mean over all users with truth."""
         k, size, total = self.settings.select_k, self.settings.block_size, torch.zeros(2, dtype=torch.float64)
         for part in self.ranked:
             if len(part.truth.items):
-                sides = user_UD[part.users], item_ID[part.items]
-                found = evaluate(*sides, truth=part.truth, seen=part.seen, ks=(k,), block_size=size)
+                own = restrict(scored, part.users, part.items)
+                found = evaluate(own, truth=part.truth, seen=part.seen, ks=(k,), block_size=size)
                 recalls = found.values[f"recall@{k}"]
                 total += torch.tensor([float(recalls.sum()), len(recalls)], dtype=torch.float64)
-        total = self.part.sum(total.to(user_UD.device))
+        total = self.part.sum(total.to(scored.device if isinstance(scored, Scores) else scored[0].device))
         return float(total[0] / total[1])

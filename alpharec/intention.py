@@ -377,7 +377,7 @@ class Asked:
         alpha_U = torch.zeros(len(self.query_UD))
         alpha_U[self.users] = alpha[self.users] if isinstance(alpha, Tensor) else alpha
         ends = self.frozen.represent(self.query_UD, alpha_U, together=together)
-        found = evaluate(*ends, truth=self.truth, seen=self.seen, ks=(self.k,), block_size=self.block_size)
+        found = evaluate(ends, truth=self.truth, seen=self.seen, ks=(self.k,), block_size=self.block_size)
         return {name: found.values[name] for name in (f"hr@{self.k}", f"ndcg@{self.k}")}
 
     def by_vectors(self, query_QT: Tensor, item_IT: Tensor) -> dict[str, float]:
@@ -388,7 +388,7 @@ class Asked:
         user_UT = torch.zeros(len(self.query_UD), query_QT.shape[1])
         user_UT[self.users] = query_QT
         sides = user_UT, F.normalize(item_IT, dim=1)
-        found = evaluate(*sides, truth=self.truth, seen=self.seen, ks=(self.k,), block_size=self.block_size)
+        found = evaluate(sides, truth=self.truth, seen=self.seen, ks=(self.k,), block_size=self.block_size)
         return {name: found.means()[name] for name in (f"hr@{self.k}", f"ndcg@{self.k}")}
 
 

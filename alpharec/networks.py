@@ -8,13 +8,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from alpharec.baselines import BiasMargin, Contrast, IdEmbeddings, Multinomial, MultVae
+from alpharec.baselines import (
+    BiasMargin,
+    Contrast,
+    GraphFilter,
+    IdEmbeddings,
+    ItemWeights,
+    Multinomial,
+    MultVae,
+    ease,
+    item_scores,
+    train_lists,
+)
 from alpharec.catalog import Dataset
 from alpharec.config import Settings
 from alpharec.graph import InteractionGraph
-from alpharec.model import AlphaRec, Objective
+from alpharec.model import AlphaRec, Objective, TextFeatures
+from alpharec.ranking import Scored
 
-Network = AlphaRec | IdEmbeddings | MultVae
+Network = AlphaRec | IdEmbeddings | MultVae | ItemWeights
 
 
 def build_graph(dataset: Dataset) -> InteractionGraph:
@@ -34,6 +46,16 @@ def build_model(settings: Settings, text_width: int, num_users: int = 0, num_ite
     if model.kind == "multvae":
         hidden = model.resolve_hidden_width(text_width)
         return MultVae(num_items, hidden_width=hidden, width=model.width, seed=settings.seed)
+    if model.kind == "ease":
+        return ItemWeights(num_items, lambda graph: ease(graph, regularization=model.regularization))
+    if model.kind == "gf-cf":
+        rank = min(model.rank, num_items)
+
+        def solve(graph: InteractionGraph) -> Tensor:
+            found = GraphFilter(graph, max_rank=rank, seed=settings.seed)
+            return found.into_weights(rank=rank, low_pass=model.low_pass)
+
+        return ItemWeights(num_items, solve)
     common: dict[str, Any] = {
         "width": model.width,
         "num_layers": model.num_layers,
@@ -71,7 +93,20 @@ def load_model(settings: Mapping[str, Any], weights: Mapping[str, Tensor]) -> tu
     trained = Settings.model_validate(settings)
     text_width = weights["first.weight"].shape[1] if "first.weight" in weights else 0
     num_users = len(weights.get("user_UD", ()))
-    num_items = next((len(weights[name]) for name in ("item_ID", "output_IH") if name in weights), 0)
+    tables = ("item_ID", "output_IH", "weight_II")
+    num_items = next((len(weights[name]) for name in tables if name in weights), 0)
     network = build_model(trained, text_width, num_users, num_items)
-    network.load_state_dict(weights)
+    network.load_state_dict(weights, assign=True)
     return network, build_objective(trained)
+
+
+@torch.no_grad()
+def score(network: Network, objective: Objective, graph: InteractionGraph, features: TextFeatures | None) -> Scored:
+    """Return what the worker's users and all items are ranked by.
+
+    Shapes: representations [U, D], [I, D], ready for dot products, or scores of U users and I items.
+    """
+    if isinstance(network, ItemWeights):
+        return item_scores(network.weight_II, train_lists(graph))
+    user_UD, item_ID = network(graph, features)
+    return objective.scale(user_UD), objective.scale(item_ID)

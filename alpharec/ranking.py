@@ -175,6 +175,19 @@ class Scores:
     device: torch.device
 
 
+# What a model ranks by: users' and items' representations [U, D] and [I, D], whose dot products are scores; or scores.
+Scored = tuple[Tensor, Tensor] | Scores
+
+
+def restrict(scored: Scored, users: slice, items: slice = slice(None)) -> Scored:
+    """Return the same for some users and some items alone, both counted from the first of them."""
+    if not isinstance(scored, Scores):
+        return scored[0][users], scored[1][items]
+    user_X, whole = torch.arange(scored.num_users, device=scored.device)[users], scored
+    num_items = len(range(scored.num_items)[items])
+    return Scores(lambda users_B: whole.of(user_X[users_B])[:, items], len(user_X), num_items, scored.device)
+
+
 def top_k(
     user_BD: Tensor, item_ID: Tensor, k: int, *, seen: Lists | None = None, users: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -199,66 +212,30 @@ def top_k(
 
 
 def rank(
-    user_UD: Tensor, item_ID: Tensor, k: int, *, users: Tensor, seen: Lists | None = None, block_size: int = 1024
+    scored: Scored, k: int, *, users: Tensor, seen: Lists | None = None, block_size: int = 1024
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Yield the lists of ``users``, ``block_size`` of them at a time, as ``top_k`` makes them.
 
     Memory: block_size x I scores at most (1,024 x 17,332 in float32: 71 MB), kept from block to block.
 
-    Shapes: ``users`` int64 [V], rows of ``user_UD`` and of ``seen`` -> (users [B], item int64 [B, K], score [B, K]).
-    Raises: at once what ``top_k`` raises, and ``ValueError`` if a user does not exist or ``block_size`` < 1.
+    Shapes: ``users`` int64 [V], rows of ``scored`` and of ``seen`` -> (users [B], item int64 [B, K], score [B, K]).
+    Raises: at once what ``top_k`` raises, and ``ValueError`` if a user does not exist or ``block_size`` < 1; for
+        ``Scores``, which are not made yet, later if one is NaN or infinite.
     """
     if block_size < 1:
         raise ValueError(f"block_size must be 1 or more (got {block_size})")
-    _check_index("users", users, len(user_UD))
-    user_UD, item_ID, bound_U = _check_representations(user_UD, item_ID, k)
+    num_users, num_items, device = _sizes(scored)
+    _check_index("users", users, num_users)
+    largest = min(block_size, len(users))
+    block = _by_scores(scored, k) if isinstance(scored, Scores) else _by_dot_products(*scored, k, largest)
     if seen is not None:
-        seen = seen.to(user_UD.device)
-        _check_lists("seen", seen, len(user_UD), len(item_ID))
-    # One buffer for all blocks: the page faults of a fresh 71 MB a block cost as much as the ranking.
-    buffer_BI = item_ID.new_empty(min(block_size, len(users)), len(item_ID))
-
-    def block(users_B: Tensor, masked: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
-        user_BD, bound_B, buffer = user_UD[users_B], bound_U[users_B], buffer_BI[: len(users_B)]
-        return _top_k_block(user_BD, item_ID, k, bound_B=bound_B, masked=masked, buffer_BI=buffer)
-
-    return _blocks(block, users=users.to(user_UD.device), seen=seen, block_size=block_size)
-
-
-def rank_scores(
-    scores: Scores, k: int, *, users: Tensor, seen: Lists | None = None, block_size: int = 1024
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Yield lists as ``rank`` does, by ``scores``.
-
-    Raises: at once ``ValueError`` for what ``rank`` refuses; later, for scores that are NaN or infinite.
-    """
-    if k < 1 or block_size < 1:
-        raise ValueError(f"k and block_size must be 1 or more (got {k} and {block_size})")
-    _check_index("users", users, scores.num_users)
-    if seen is not None:
-        seen = seen.to(scores.device)
-        _check_lists("seen", seen, scores.num_users, scores.num_items)
-
-    def block(users_B: Tensor, masked: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
-        score_BI = scores.of(users_B)
-        if score_BI.shape != (len(users_B), scores.num_items):
-            raise ValueError(f"scores must be {(len(users_B), scores.num_items)} (got {tuple(score_BI.shape)})")
-        if not score_BI.isfinite().all():
-            row = int((~score_BI.isfinite()).any(1).nonzero()[0])
-            raise ValueError(f"scores must be finite (got NaN or infinity for user {users_B[row].item()})")
-        if masked is not None:
-            score_BI[masked] = -torch.inf
-        none_B = score_BI.new_zeros(len(users_B))
-        found = _best_of(score_BI, lambda row_P, item_P: score_BI[row_P, item_P], k, bound_B=none_B)
-        assert found is not None, "no score is off itself"
-        return found
-
-    return _blocks(block, users=users.to(scores.device), seen=seen, block_size=block_size)
+        seen = seen.to(device)
+        _check_lists("seen", seen, num_users, num_items)
+    return _blocks(block, users=users.to(device), seen=seen, block_size=block_size)
 
 
 def evaluate(
-    user_UD: Tensor,
-    item_ID: Tensor,
+    scored: Scored,
     *,
     truth: Lists,
     seen: Lists | None = None,
@@ -270,37 +247,32 @@ def evaluate(
 
     With ``item_groups``, also ``recall@K/label``: hits in the group / truth in the group, over users with truth in it.
 
-    Shapes: ``user_UD``, ``item_ID``; ``truth`` and ``seen`` U lists each; ``item_groups.index`` [I].
+    Shapes: ``truth`` and ``seen`` U lists each; ``item_groups.index`` [I].
     Raises: ``ValueError`` for what ``rank`` refuses; for a pair in both ``truth`` and ``seen``, which means that splits
         leak (tells user and item); if no user has truth.
     """
-
-    def lists(users: Tensor, seen: Lists | None) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        return rank(user_UD, item_ID, max(ks), users=users, seen=seen, block_size=block_size)
-
-    sizes = (len(user_UD), len(item_ID))
-    return _evaluate(lists, *sizes, user_UD.device, truth=truth, seen=seen, ks=ks, item_groups=item_groups)
-
-
-def evaluate_scores(
-    scores: Scores,
-    *,
-    truth: Lists,
-    seen: Lists | None = None,
-    ks: Sequence[int] = (20,),
-    block_size: int = 1024,
-    item_groups: Groups | None = None,
-) -> Evaluation:
-    """Measure lists by ``scores`` as ``evaluate`` does those of representations.
-
-    Raises: ``ValueError`` for what ``evaluate`` and ``rank_scores`` refuse.
-    """
-
-    def lists(users: Tensor, seen: Lists | None) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        return rank_scores(scores, max(ks), users=users, seen=seen, block_size=block_size)
-
-    sizes = (scores.num_users, scores.num_items)
-    return _evaluate(lists, *sizes, scores.device, truth=truth, seen=seen, ks=ks, item_groups=item_groups)
+    num_users, num_items, device = _sizes(scored)
+    truth, seen = truth.to(device), seen.to(device) if seen is not None else None
+    _check_lists("truth", truth, num_users, num_items)
+    if seen is not None:
+        _check_lists("seen", seen, num_users, num_items)
+        _check_disjoint(truth, seen)
+    if not ks or min(ks) < 1:
+        raise ValueError(f"ks must be list lengths of 1 or more (got {tuple(ks)})")
+    if item_groups is not None and len(item_groups.index) != num_items:
+        raise ValueError(f"item_groups must group {num_items} items (got {len(item_groups.index)})")
+    count_U = truth.counts
+    users_V = count_U.nonzero().squeeze(1)
+    if not len(users_V):
+        raise ValueError(f"truth must have an item for some user (got none for {truth.num_users} users)")
+    blocks = []
+    for users_B, item_BK, _ in rank(scored, max(ks), users=users_V, seen=seen, block_size=block_size):
+        hit_BK = truth.contains(users_B, item_BK)
+        values = list_metrics(hit_BK, count_U[users_B], ks)
+        if item_groups is not None:
+            values |= _group_recall(hit_BK, item_BK, truth.rows(users_B), ks, item_groups)
+        blocks.append(values)
+    return Evaluation(users_V, {name: torch.cat([values[name] for values in blocks]) for name in blocks[0]})
 
 
 def list_metrics(hit_BK: Tensor, count_B: Tensor, ks: Sequence[int]) -> dict[str, Tensor]:
@@ -371,46 +343,54 @@ def item_popularity_groups(train: Lists, num_items: int) -> Groups:
     return Groups(index_I, ("head", "mid", "tail", "cold"))
 
 
-def _evaluate(
-    lists: Callable[[Tensor, Lists | None], Iterator[tuple[Tensor, Tensor, Tensor]]],
-    num_users: int,
-    num_items: int,
-    device: torch.device,
-    *,
-    truth: Lists,
-    seen: Lists | None,
-    ks: Sequence[int],
-    item_groups: Groups | None,
-) -> Evaluation:
-    truth, seen = truth.to(device), seen.to(device) if seen is not None else None
-    _check_lists("truth", truth, num_users, num_items)
-    if seen is not None:
-        _check_lists("seen", seen, num_users, num_items)
-        _check_disjoint(truth, seen)
-    if not ks or min(ks) < 1:
-        raise ValueError(f"ks must be list lengths of 1 or more (got {tuple(ks)})")
-    if item_groups is not None and len(item_groups.index) != num_items:
-        raise ValueError(f"item_groups must group {num_items} items (got {len(item_groups.index)})")
-    count_U = truth.counts
-    users_V = count_U.nonzero().squeeze(1)
-    if not len(users_V):
-        raise ValueError(f"truth must have an item for some user (got none for {truth.num_users} users)")
-    blocks = []
-    for users_B, item_BK, _ in lists(users_V, seen):
-        hit_BK = truth.contains(users_B, item_BK)
-        values = list_metrics(hit_BK, count_U[users_B], ks)
-        if item_groups is not None:
-            values |= _group_recall(hit_BK, item_BK, truth.rows(users_B), ks, item_groups)
-        blocks.append(values)
-    return Evaluation(users_V, {name: torch.cat([values[name] for values in blocks]) for name in blocks[0]})
+def _sizes(scored: Scored) -> tuple[int, int, torch.device]:
+    """Return the number of users, of items, and where the scores are made."""
+    if isinstance(scored, Scores):
+        return scored.num_users, scored.num_items, scored.device
+    user_UD, item_ID = scored
+    return len(user_UD), len(item_ID), user_UD.device
+
+
+Block = Callable[[Tensor, tuple[Tensor, Tensor] | None], tuple[Tensor, Tensor]]
+
+
+def _by_dot_products(user_UD: Tensor, item_ID: Tensor, k: int, largest: int) -> Block:
+    """Return what lists a block of at most ``largest`` users by their representations."""
+    user_UD, item_ID, bound_U = _check_representations(user_UD, item_ID, k)
+    # One buffer for all blocks: the page faults of a fresh 71 MB a block cost as much as the ranking.
+    buffer_BI = item_ID.new_empty(largest, len(item_ID))
+
+    def block(users_B: Tensor, masked: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
+        user_BD, bound_B, buffer = user_UD[users_B], bound_U[users_B], buffer_BI[: len(users_B)]
+        return _top_k_block(user_BD, item_ID, k, bound_B=bound_B, masked=masked, buffer_BI=buffer)
+
+    return block
+
+
+def _by_scores(scores: Scores, k: int) -> Block:
+    """Return what lists a block of users by scores."""
+    if k < 1:
+        raise ValueError(f"k must be 1 or more (got {k})")
+
+    def block(users_B: Tensor, masked: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
+        score_BI = scores.of(users_B)
+        if score_BI.shape != (len(users_B), scores.num_items):
+            raise ValueError(f"scores must be {(len(users_B), scores.num_items)} (got {tuple(score_BI.shape)})")
+        if not score_BI.isfinite().all():
+            row = int((~score_BI.isfinite()).any(1).nonzero()[0])
+            raise ValueError(f"scores must be finite (got NaN or infinity for user {users_B[row].item()})")
+        if masked is not None:
+            score_BI[masked] = -torch.inf
+        none_B = score_BI.new_zeros(len(users_B))
+        found = _best_of(score_BI, lambda row_P, item_P: score_BI[row_P, item_P], k, bound_B=none_B)
+        assert found is not None, "no score is off itself"
+        return found
+
+    return block
 
 
 def _blocks(
-    block: Callable[[Tensor, tuple[Tensor, Tensor] | None], tuple[Tensor, Tensor]],
-    *,
-    users: Tensor,
-    seen: Lists | None,
-    block_size: int,
+    block: Block, *, users: Tensor, seen: Lists | None, block_size: int
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     for users_B in torch.split(users, block_size):
         yield users_B, *block(users_B, seen.rows(users_B) if seen is not None else None)

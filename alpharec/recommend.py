@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from alpharec.artifacts import Artifact, ArtifactError, Draft, Store, digest
+from alpharec.baselines import IdEmbeddings, ItemWeights, MultVae, item_scores
 from alpharec.catalog import (
     Dataset,
     InputFile,
@@ -38,14 +39,14 @@ from alpharec.catalog import (
     read_new_items,
     read_user_lists,
 )
-from alpharec.config import RecommendSettings, Settings
+from alpharec.config import CLOSED_FORMS, RecommendSettings, Settings
 from alpharec.embed import embed_texts
 from alpharec.encoders import fingerprint
 from alpharec.graph import InteractionGraph
 from alpharec.intention import mix
 from alpharec.model import AlphaRec, Objective
-from alpharec.networks import Network, build_graph, load_model
-from alpharec.ranking import Lists, rank
+from alpharec.networks import build_graph, load_model
+from alpharec.ranking import Lists, Scored, Scores, rank, restrict
 from alpharec.runtime import connect, cpus_each
 from alpharec.vectors import load_vectors, matrix, vector_column
 
@@ -54,6 +55,7 @@ logger = logging.getLogger(__name__)
 # Part of a bundle's version: raise it when the same model would give other files.
 BUNDLE_FORMAT = 1
 PARTS_PER_ACTOR = 4  # so that an actor that is slow or lost costs at most a quarter of its work
+HISTORY = "history.parquet"
 MAX_PART = 65_536  # users a part file, about 20 MB at K = 20
 
 Facts = dict[str, Any]
@@ -124,7 +126,8 @@ def publish(
 
     Writes ``projector.safetensors``; ``users.parquet`` (user_id, representation); ``items.parquet`` (item_id, title,
     representation, context); ``seen.parquet`` (user, item: all known interactions, sorted); ``settings.json``, the
-    model's; ``metrics.json``; ``MODEL_CARD.md``.
+    model's; ``metrics.json``; ``MODEL_CARD.md``. A closed form has no representations, but weights of items, and
+    ``history.parquet`` (user, item) to sum them over.
 
     Raises:
         RecommendError: the artifacts do not belong together.
@@ -152,22 +155,22 @@ def _write_bundle(
 ) -> Artifact:
     data, weights = load_dataset(dataset), model.read_tensors("model.safetensors")
     network, objective = load_model(model.settings, weights)
-    item_IT = torch.from_numpy(load_vectors(vectors)).float()
-    user_UD, item_ID, context_ID = represent_trained(data, item_IT, network, objective)
-    summary = {
-        "users": data.num_users,
-        "items": data.num_items,
-        "width": item_ID.shape[1],
-        "fingerprint": vectors.summary["fingerprint"],
-    }
+    users, items = {"user_id": data.user_ids}, {"item_id": data.item_ids, "title": data.titles}
+    summary = {"users": data.num_users, "items": data.num_items, "fingerprint": vectors.summary["fingerprint"]}
+    if isinstance(network, ItemWeights):
+        draft.write_table(HISTORY, _pairs_table(data.train))
+    else:
+        item_IT = torch.from_numpy(load_vectors(vectors)).float()
+        user_UD, item_ID, context_ID = represent_trained(data, item_IT, network, objective)
+        users["representation"] = _column(user_UD)
+        items |= {"representation": _column(item_ID), "context": _column(context_ID)}
+        summary["width"] = item_ID.shape[1]
     inputs = {"dataset": dataset, "vectors": vectors, "model": model, "evaluation": evaluation}
     metrics = evaluation.read_json("metrics.json")
     draft.write_tensors("projector.safetensors", weights)
-    draft.write_table("users.parquet", pa.table({"user_id": data.user_ids, "representation": _column(user_UD)}))
-    items = {"item_id": data.item_ids, "title": data.titles}
-    items |= {"representation": _column(item_ID), "context": _column(context_ID)}
+    draft.write_table("users.parquet", pa.table(users))
     draft.write_table("items.parquet", pa.table(items))
-    draft.write_table("seen.parquet", _seen_table(data.train, data.valid, data.test))
+    draft.write_table("seen.parquet", _pairs_table(data.train, data.valid, data.test))
     draft.write_json("settings.json", model.settings)
     draft.write_json("metrics.json", metrics)
     report = dataset.read_json("report.json")
@@ -177,7 +180,7 @@ def _write_bundle(
 
 @torch.no_grad()
 def represent_trained(
-    dataset: Dataset, item_IT: Tensor, network: Network, objective: Objective
+    dataset: Dataset, item_IT: Tensor, network: AlphaRec | IdEmbeddings | MultVae, objective: Objective
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return users' and items' representations, whose dot products are scores, and the items' context; on the GPU
     where there is one.
@@ -267,11 +270,17 @@ def _matrix(table: pa.Table, column: str) -> Tensor:
     return torch.from_numpy(matrix(table, column).copy())
 
 
-def _seen_table(*splits: Pairs) -> pa.Table:
+def _pairs_table(*splits: Pairs) -> pa.Table:
     users = np.concatenate([pairs.users for pairs in splits])
     items = np.concatenate([pairs.items for pairs in splits])
     order = np.lexsort((items, users))
     return pa.table({"user": users[order].astype(np.int32), "item": items[order].astype(np.int32)})
+
+
+def _read_pairs(artifact: Artifact, name: str) -> Tensor:
+    """Read what ``_pairs_table`` made. Shapes: -> int32 [2, E]."""
+    table = artifact.read_table(name)
+    return torch.from_numpy(np.stack([table["user"].to_numpy(), table["item"].to_numpy()]))
 
 
 def _check_lineage(artifact: Artifact, **inputs: Artifact) -> None:
@@ -302,7 +311,7 @@ def model_card(
     return CARD.format(
         title=f"{draft.name} {draft.version}",
         **(WITH_TITLES if model["kind"] == "alpharec" else WITHOUT_TITLES),
-        score="cosines" if train["loss"] in ("infonce", "bc") else "dot products",
+        score=_score_line(model, train),
         data=f"{report['users']:,} users, {report['items']:,} items; interactions: {sizes['train']:,} train, "
         f"{sizes['valid']:,} valid, {sizes['test']:,} test; split {dataset.settings['data']['split']}",
         encoder=json.dumps(summary["fingerprint"], sort_keys=True),
@@ -315,6 +324,12 @@ def model_card(
         lineage="\n".join(lineage),
         use=f"python jobs/recommend.py {bundle}",
     )
+
+
+def _score_line(model: Mapping[str, Any], train: Mapping[str, Any]) -> str:
+    if model["kind"] in CLOSED_FORMS:
+        return "sums of the weights of a user's items"
+    return "cosines" if train["loss"] in ("infonce", "bc") else "dot products"
 
 
 def _loss_line(train: Mapping[str, Any]) -> str:
@@ -330,6 +345,10 @@ def _model_line(model: Mapping[str, Any]) -> str:
         return f"autoencoder, no titles: latent width {model['width']}"
     if model["kind"] == "id":
         return f"ID embeddings, no titles: width {model['width']}, {model['num_layers']} layers"
+    if model["kind"] == "ease":
+        return f"EASE, no titles: lambda {model['regularization']:g}"
+    if model["kind"] == "gf-cf":
+        return f"GF-CF, no titles: rank {model['rank']}, alpha {model['low_pass']:g}"
     if model["projector"] == "identity":
         return f"title vectors as they are, nothing trained: {model['num_layers']} layers"
     return f"{model['projector']} projector, width {model['width']}, {model['num_layers']} layers, {model['order']}"
@@ -419,6 +438,12 @@ def _represent_newcomers(
     found = store.find("newcomers", settings.name, version)
     if found is not None:
         return found
+    network, objective = load_model(bundle.read_json("settings.json"), bundle.read_tensors("projector.safetensors"))
+    if not isinstance(network, AlphaRec):
+        raise RecommendError(
+            f"{bundle.uri}: is of another model.kind than alpharec, which knows only the users and items it was "
+            f"trained on (got recommend.{' and recommend.'.join(given)}); publish a model.kind = alpharec for newcomers"
+        )
     # The files are read, and refused where they must be, before the encoder starts.
     known = bundle.read_table("items.parquet", columns=["item_id", "context"])
     item_ids, new_ids, titles = known["item_id"].combine_chunks(), pa.array([], pa.string()), pa.array([], pa.string())
@@ -427,12 +452,6 @@ def _represent_newcomers(
     if "new_items" in given:
         new_ids, titles = read_new_items(given["new_items"], item_ids)
     people = People.read(store, bundle, given, pa.concat_arrays([item_ids, new_ids]))
-    network, objective = load_model(bundle.read_json("settings.json"), bundle.read_tensors("projector.safetensors"))
-    if not isinstance(network, AlphaRec):
-        raise RecommendError(
-            f"{bundle.uri}: is of another model.kind than alpharec, which knows only the users and items it was "
-            f"trained on (got recommend.{' and recommend.'.join(given)}); publish a model.kind = alpharec for newcomers"
-        )
     width = network.first.in_features
     draft = store.draft("newcomers", settings.name, version)
     new_IT = _embed(store, settings, new_ids, titles, width)
@@ -446,7 +465,7 @@ def _represent_newcomers(
         user_UD = people.represent(network, item_IT, context_ID, query_QT, settings.recommend.alpha)
         columns = {"user_id": people.ids, "representation": _column(objective.scale(user_UD))}
         draft.write_table("users.parquet", pa.table(columns))
-        draft.write_table("seen.parquet", _seen_table(people.seen))
+        draft.write_table("seen.parquet", _pairs_table(people.seen))
     return draft.commit(
         settings=settings.model_dump(mode="json", include={"name", "encoder", "recommend"}),
         inputs={"bundle": bundle, **{setting: file.address for setting, file in given.items()}},
@@ -585,37 +604,41 @@ def _part_size(num_users: int, chosen: RecommendSettings) -> int:
 
 @dataclass(frozen=True)
 class Source:
-    """Who is ranked, and what for: representations whose dot products are scores, and the users' seen items.
+    """Who is ranked, what for and by what, and the users' seen items.
 
-    Shapes: user_ids (U,), user_UD [U, D], item_ids (I,), item_ID [I, D]; seen_2E [2, E], user and item, sorted by user.
+    Shapes: user_ids (U,), item_ids (I,); ``scored`` of U and I; seen_2E [2, E], user and item, sorted by user.
     """
 
     user_ids: pa.StringArray
-    user_UD: Tensor
     item_ids: pa.StringArray
-    item_ID: Tensor
+    scored: Scored
     seen_2E: Tensor
 
     @classmethod
     def load(cls, users: Artifact, items: Sequence[Artifact]) -> Source:
         """Read users and their seen items from one artifact, candidates from one or more."""
-        people, seen = users.read_table("users.parquet"), users.read_table("seen.parquet")
-        tables = [artifact.read_table("items.parquet", columns=["item_id", "representation"]) for artifact in items]
-        return cls(
-            people["user_id"].combine_chunks(),
-            _matrix(people, "representation"),
-            pa.concat_arrays([table["item_id"].combine_chunks() for table in tables]),
-            torch.cat([_matrix(table, "representation") for table in tables]),
-            torch.from_numpy(np.stack([seen["user"].to_numpy(), seen["item"].to_numpy()])),
-        )
+        people, seen = users.read_table("users.parquet"), _read_pairs(users, "seen.parquet")
+        scored: Scored
+        if HISTORY in users.files:
+            tables = [users.read_table("items.parquet", columns=["item_id"])]
+            user_E, item_E = _read_pairs(users, HISTORY).long()
+            weight_II = users.read_tensors("projector.safetensors")["weight_II"]
+            scored = item_scores(weight_II, Lists.from_pairs(user_E, item_E, len(people)))
+        else:
+            tables = [artifact.read_table("items.parquet", columns=["item_id", "representation"]) for artifact in items]
+            scored = _matrix(people, "representation"), torch.cat([_matrix(of, "representation") for of in tables])
+        item_ids = pa.concat_arrays([table["item_id"].combine_chunks() for table in tables])
+        return cls(people["user_id"].combine_chunks(), item_ids, scored, seen)
 
     def lists(self, start: int, stop: int, chosen: RecommendSettings) -> pa.Table:
         """Return the lists of users start..stop-1: user_id, item_ids, scores, best first."""
         device = torch.device("cuda" if chosen.num_gpus else "cpu")
-        user_BD, item_ID = self.user_UD[start:stop].to(device), self.item_ID.to(device)
+        scored = restrict(self.scored, slice(start, stop))
+        if not isinstance(scored, Scores):
+            scored = scored[0].to(device), scored[1].to(device)
         seen = None if chosen.include_seen else self._seen(start, stop)
         rows = torch.arange(stop - start)
-        blocks = rank(user_BD, item_ID, chosen.k, users=rows, seen=seen, block_size=chosen.block_size)
+        blocks = rank(scored, chosen.k, users=rows, seen=seen, block_size=chosen.block_size)
         columns = [(item_BK.cpu().numpy(), score_BK.cpu().numpy()) for _, item_BK, score_BK in blocks]
         item_BK, score_BK = (np.concatenate(column) for column in zip(*columns, strict=True))
         there_BK = item_BK >= 0  # -1 where the candidates ran out, at the end of a list

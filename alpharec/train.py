@@ -27,14 +27,16 @@ import torch
 from torch import Tensor
 
 from alpharec.artifacts import Artifact, Store, digest
+from alpharec.baselines import ItemWeights
 from alpharec.catalog import domains_of, load_dataset, read_degrees, read_pairs
 from alpharec.config import Settings
 from alpharec.estimate import run_problems
 from alpharec.evaluation import Selection, masked_splits
 from alpharec.graph import InteractionGraph, Part, Sampler, user_range
 from alpharec.model import AlphaRec, NonFiniteLossError, TextFeatures, takes_own_items, train_step
-from alpharec.networks import Network, build_model, build_objective
+from alpharec.networks import Network, build_model, build_objective, score
 from alpharec.propagate import propagate, read_rows
+from alpharec.ranking import Scored
 from alpharec.runtime import connect, cpus_each, gpu_kinds, memory_each, show_progress
 from alpharec.vectors import load_vectors
 
@@ -385,6 +387,8 @@ class Training:
         selection = Selection.build(settings, pairs, graph)
         model = build_model(settings, vectors.summary["width"], graph.num_users, graph.num_items).to(device)
         features = _read_features(settings, vectors, graph, model) if isinstance(model, AlphaRec) else None
+        if isinstance(model, ItemWeights):
+            model.solve(graph)
         return cls(settings, graph, features, model, selection)
 
     def run(self, wants_checkpoint: Callable[[], bool] = lambda: False) -> Iterator[bool]:
@@ -432,24 +436,23 @@ class Training:
         return loss
 
     def _validate(self) -> dict[str, float]:
-        state, score = self.state, self.selection.score(*self.represent())
-        if score > state.best_score:
-            state.best_epoch, state.best_score, state.waited = state.epoch, score, 0
-            state.best_weights = {name: weight.detach().clone() for name, weight in self.model.state_dict().items()}
+        state, recall = self.state, self.selection.score(self.scored())
+        if recall > state.best_score:
+            state.best_epoch, state.best_score, state.waited = state.epoch, recall, 0
+            weights = self.model.state_dict()
+            trains = self.settings.train.max_epochs > 0
+            state.best_weights = {name: weight.clone() if trains else weight for name, weight in weights.items()}
         else:
             state.waited += 1
-        return {self.selection.name: score}
+        return {self.selection.name: recall}
 
-    @torch.no_grad()
-    def represent(self) -> tuple[Tensor, Tensor]:
-        """Return final representations whose dot products are scores. Shapes: user_UD [U, D], item_ID [I, D]."""
-        features = self.features and self.features.divided(self.graph)
-        user_UD, item_ID = self.model(self.graph, features)
-        return self.objective.scale(user_UD), self.objective.scale(item_ID)
+    def scored(self) -> Scored:
+        """Return what the worker's users and all items are ranked by, as ``networks.score`` does."""
+        return score(self.model, self.objective, self.graph, self.features and self.features.divided(self.graph))
 
     def snapshot(self) -> State:
-        """Return the state with the present weights and Adam's moments in it."""
-        self.state.weights = dict(self.model.state_dict())
+        """Return the state with the present weights and Adam's moments in it, as far as something is trained."""
+        self.state.weights = dict(self.model.state_dict()) if self.settings.train.max_epochs else {}
         moments = self.optimizer.state_dict()["state"]
         self.state.moments = {f"{index}.{name}": value for index in moments for name, value in moments[index].items()}
         return self.state
@@ -457,7 +460,8 @@ class Training:
     def restore(self, state: State) -> None:
         """Go back to a snapshot."""
         self.state = state
-        self.model.load_state_dict(state.weights)
+        if state.weights:
+            self.model.load_state_dict(state.weights)
         moments: dict[int, dict[str, Tensor]] = {}
         for name, value in state.moments.items():
             index, moment = name.split(".")

@@ -43,11 +43,11 @@ def main() -> None:
         user_UD, item_ID = map(Objective().scale, model(graph, features))
     encoded = time.perf_counter()
     truth, seen = truth_and_seen(dataset.splits, "test", settings.evaluate, count=dataset.num_users)
-    found = evaluate(user_UD, item_ID, truth=truth, seen=seen, ks=(20,), block_size=settings.evaluate.block_size)
+    found = evaluate((user_UD, item_ID), truth=truth, seen=seen, ks=(20,), block_size=settings.evaluate.block_size)
     ended = time.perf_counter()
     # All users, those without a test item too: what publishing a list for everybody costs.
     everyone = torch.arange(dataset.num_users)
-    lists = sum(len(users_B) for users_B, _, _ in rank(user_UD, item_ID, 20, users=everyone, seen=seen))
+    lists = sum(len(users_B) for users_B, _, _ in rank((user_UD, item_ID), 20, users=everyone, seen=seen))
     ranked = time.perf_counter()
     print_result(
         dataset=given.dataset,

@@ -53,7 +53,7 @@ def main() -> None:
         for _ in training.run():
             pass
         training.model.load_state_dict(training.state.best_weights)
-        test = evaluate(*training.represent(), truth=truth, seen=seen, ks=(20,), block_size=1024).means()
+        test = evaluate(training.scored(), truth=truth, seen=seen, ks=(20,), block_size=1024).means()
         runs.append(
             {
                 "batch_size": batch,

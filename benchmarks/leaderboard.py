@@ -30,13 +30,13 @@ from scipy.stats import ttest_rel
 from torch import Tensor
 
 from alpharec.artifacts import Artifact, Store
-from alpharec.baselines import GraphFilter, ease, text_neighbors
+from alpharec.baselines import GraphFilter, ease, item_scores, text_neighbors, train_lists
 from alpharec.catalog import Dataset, load_dataset
 from alpharec.config import PRESETS, Settings, load_settings
 from alpharec.evaluation import popularity, truth_and_seen
 from alpharec.networks import build_graph
 from alpharec.pipeline import run_stages
-from alpharec.ranking import Evaluation, Scores, evaluate, evaluate_scores
+from alpharec.ranking import Evaluation, Scored, evaluate
 from alpharec.report import bars, lines, page
 from alpharec.runtime import show_progress
 from alpharec.search import search, with_parameters
@@ -47,7 +47,7 @@ METRICS = ("recall@20", "ndcg@20", "hr@20")
 CLOSED = ("most-popular", "text-neighbors", "text-propagation", "ease", "gf-cf")
 TRAINED = ("alpharec", "alpharec-shuffled", *(name for name in PRESETS if name not in ("paper", *CLOSED)))
 SEARCHED = ("train.temperature", "train.learning_rate", "model.num_layers", "model.layer_0_weight")
-Candidate = tuple[dict[str, Any], Scores | tuple[Tensor, Tensor]]
+Candidate = tuple[dict[str, Any], Scored]
 
 
 @dataclass
@@ -84,11 +84,11 @@ class Board:
     def item_IT(self) -> Tensor:
         return torch.from_numpy(load_vectors(self.embedded["embed"])).float()
 
-    def measure(self, found: Scores | tuple[Tensor, Tensor], split: str) -> Evaluation:
+    def measure(self, found: Scored, split: str) -> Evaluation:
         settings = self.settings().evaluate
         truth, seen = truth_and_seen(self.dataset.splits, split, settings, count=self.dataset.num_users)
         chosen: dict[str, Any] = {"truth": truth, "seen": seen, "ks": (20,), "block_size": settings.block_size}
-        return evaluate_scores(found, **chosen) if isinstance(found, Scores) else evaluate(*found, **chosen)
+        return evaluate(found, **chosen)
 
     def closed(self, name: str) -> Iterator[Candidate]:
         """Yield a closed form at each setting of its grid."""
@@ -101,8 +101,8 @@ class Board:
             for num_layers in range(1, 9):
                 yield {"num_layers": num_layers}, text_neighbors(self.item_IT, graph, num_layers=num_layers)
         elif name == "ease":
-            for regularization in (50, 100, 200, 400, 800, 1600, 3200):
-                yield {"regularization": regularization}, ease(graph, regularization=regularization)
+            for setting in ({"regularization": value} for value in (50, 100, 200, 400, 800, 1600, 3200)):
+                yield setting, item_scores(ease(graph, **setting), train_lists(graph))
         else:
             graph_filter = GraphFilter(graph, max_rank=512, seed=self.given.seed)
             for rank, low_pass in itertools.product((32, 64, 128, 256, 512), (0.25, 0.5, 1.0, 2.0)):
@@ -172,7 +172,7 @@ def run_trained(board: Board, name: str) -> tuple[dict[str, Any], Tensor]:
             if "valid_recall@20" in entry:
                 print(name, seed, {key: round(value, 4) for key, value in entry.items()}, flush=True)
         training.model.load_state_dict(training.state.best_weights)
-        tests.append(board.measure(training.represent(), "test"))
+        tests.append(board.measure(training.scored(), "test"))
         states.append(training.state)
         print(name, seed, tests[-1].means(), flush=True)
     train = training.settings.train

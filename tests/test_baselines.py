@@ -27,8 +27,10 @@ from alpharec.baselines import (
     _first_vectors,
     _invert_,
     ease,
+    item_scores,
     propagate_noisily,
     text_neighbors,
+    train_lists,
 )
 from alpharec.catalog import Dataset, Pairs
 from alpharec.config import Settings
@@ -36,7 +38,7 @@ from alpharec.evaluation import Selection
 from alpharec.graph import Batch, InteractionGraph, Part, Sampler
 from alpharec.model import Objective, train_step
 from alpharec.networks import build_graph, build_model, build_objective, load_model
-from alpharec.ranking import Lists, Scores, evaluate, evaluate_scores, rank_scores
+from alpharec.ranking import Lists, Scores, evaluate, rank
 from alpharec.train import Training
 
 NEAR = {"rtol": 1e-4, "atol": 1e-5}  # float32 sums of at most 60 terms, and an inverse with condition below 100
@@ -108,7 +110,8 @@ def test_ease_equals_a_ridge_regression_for_each_item(block: int) -> None:
         others = np.delete(np.arange(25), item)
         gram = x_UI[:, others].T @ x_UI[:, others] + 4 * np.eye(24)
         weight_II[others, item] = np.linalg.solve(gram, x_UI[:, others].T @ x_UI[:, item])
-    found = all_scores(ease(graph_of(seen_UI), regularization=4.0))
+    graph = graph_of(seen_UI)
+    found = all_scores(item_scores(ease(graph, regularization=4.0), train_lists(graph)))
     np.testing.assert_allclose(found.numpy(), x_UI @ weight_II, **NEAR)
 
 
@@ -121,8 +124,12 @@ def test_graph_filter_equals_its_formula_with_a_full_singular_value_decompositio
     vector_IR = np.linalg.svd(n_UI)[2].T[:, :rank]
     root_I = np.sqrt(x_UI.sum(0))
     low_II = inverse_root(x_UI.sum(0))[:, None] * (vector_IR @ vector_IR.T) * root_I
-    found = all_scores(GraphFilter(graph_of(seen_UI), max_rank=25).scores(rank=rank, low_pass=low_pass))
-    np.testing.assert_allclose(found.numpy(), x_UI @ (n_UI.T @ n_UI + low_pass * low_II), **NEAR)
+    graph = graph_of(seen_UI)
+    found = GraphFilter(graph, max_rank=25)
+    expected = x_UI @ (n_UI.T @ n_UI + low_pass * low_II)
+    np.testing.assert_allclose(all_scores(found.scores(rank=rank, low_pass=low_pass)).numpy(), expected, **NEAR)
+    weight_II = found.into_weights(rank=rank, low_pass=low_pass)
+    np.testing.assert_allclose(all_scores(item_scores(weight_II, train_lists(graph))).numpy(), expected, **NEAR)
 
 
 def test_first_vectors_hold_what_those_of_a_full_decomposition_hold() -> None:
@@ -152,9 +159,10 @@ def test_any_block_of_users_gives_the_same_metrics(block_size: int) -> None:
     truth_UI = interactions(seed=5) & ~seen_UI
     seen, truth = (Lists.from_pairs(*of.nonzero(as_tuple=True), 60) for of in (seen_UI, truth_UI))
     graph = graph_of(seen_UI)
-    for scores in (ease(graph, regularization=4.0), GraphFilter(graph, max_rank=8).scores(rank=8, low_pass=0.5)):
-        whole = evaluate_scores(scores, truth=truth, seen=seen, ks=(5,))
-        parts = evaluate_scores(scores, truth=truth, seen=seen, ks=(5,), block_size=block_size)
+    of_ease = item_scores(ease(graph, regularization=4.0), train_lists(graph))
+    for scores in (of_ease, GraphFilter(graph, max_rank=8).scores(rank=8, low_pass=0.5)):
+        whole = evaluate(scores, truth=truth, seen=seen, ks=(5,))
+        parts = evaluate(scores, truth=truth, seen=seen, ks=(5,), block_size=block_size)
         assert all(torch.equal(whole.values[name], parts.values[name]) for name in whole.values)
 
 
@@ -169,11 +177,11 @@ def test_scores_of_dot_products_give_the_lists_and_metrics_of_representations() 
     truth_UI = (torch.rand(60, 500, generator=generator) < 0.1) & ~seen_UI
     seen, truth = (Lists.from_pairs(*of.nonzero(as_tuple=True), 60) for of in (seen_UI, truth_UI))
     scores = Scores(lambda users_B: user_UD[users_B] @ item_ID.T, 60, 500, user_UD.device)
-    made = evaluate_scores(scores, truth=truth, seen=seen, ks=(5, 20), block_size=13)
-    expected = evaluate(user_UD, item_ID, truth=truth, seen=seen, ks=(5, 20))
+    made = evaluate(scores, truth=truth, seen=seen, ks=(5, 20), block_size=13)
+    expected = evaluate((user_UD, item_ID), truth=truth, seen=seen, ks=(5, 20))
     assert torch.equal(made.users, expected.users)
     assert all(torch.equal(made.values[name], expected.values[name]) for name in expected.values)
-    users_B, item_BK, score_BK = next(rank_scores(scores, 500, users=torch.tensor([4, 2]), seen=seen))
+    users_B, item_BK, score_BK = next(rank(scores, 500, users=torch.tensor([4, 2]), seen=seen))
     for user, items, values in zip(users_B.tolist(), item_BK.tolist(), score_BK.tolist(), strict=True):
         score = (item_ID @ user_UD[user]).tolist()
         order = sorted((item for item in range(500) if not seen_UI[user, item]), key=lambda item: (-score[item], item))
@@ -187,13 +195,13 @@ def test_scores_that_are_not_finite_or_not_of_this_shape_are_refused(bad: float)
     broken = torch.zeros(2, 3)
     broken[1, 1] = bad
     with pytest.raises(ValueError, match=r"scores must be finite \(got NaN or infinity for user 1\)"):
-        evaluate_scores(Scores(lambda users_B: broken[users_B], 2, 3, broken.device), truth=truth)
+        evaluate(Scores(lambda users_B: broken[users_B], 2, 3, broken.device), truth=truth)
     with pytest.raises(ValueError, match=r"scores must be \(2, 4\) \(got \(2, 3\)\)"):
-        evaluate_scores(Scores(lambda users_B: torch.zeros(2, 3), 2, 4, broken.device), truth=truth)
-    with pytest.raises(ValueError, match=r"k and block_size must be 1 or more \(got 0 and 1024\)"):
-        rank_scores(Scores(lambda users_B: broken[users_B], 2, 3, broken.device), 0, users=torch.tensor([0]))
+        evaluate(Scores(lambda users_B: torch.zeros(2, 3), 2, 4, broken.device), truth=truth)
+    with pytest.raises(ValueError, match=r"k must be 1 or more \(got 0\)"):
+        rank(Scores(lambda users_B: broken[users_B], 2, 3, broken.device), 0, users=torch.tensor([0]))
     with pytest.raises(ValueError, match="users must be in 0"):
-        rank_scores(Scores(lambda users_B: broken[users_B], 2, 3, broken.device), 1, users=torch.tensor([2]))
+        rank(Scores(lambda users_B: broken[users_B], 2, 3, broken.device), 1, users=torch.tensor([2]))
 
 
 # ID embeddings
@@ -241,7 +249,7 @@ def test_models_without_titles_learn_the_checkerboard(name: str) -> None:
     everyone = torch.arange(size)
     truth = Lists.from_pairs(everyone, everyone, size)
     seen = Lists.from_pairs(*(likes_UI & ~torch.eye(size).bool()).nonzero(as_tuple=True), size)
-    assert evaluate(user_UD, item_ID, truth=truth, seen=seen, ks=(1,)).means()["recall@1"] == 1
+    assert evaluate((user_UD, item_ID), truth=truth, seen=seen, ks=(1,)).means()["recall@1"] == 1
 
 
 def test_id_embeddings_of_a_seed_are_the_same_and_leave_the_global_generator_alone() -> None:
@@ -274,7 +282,7 @@ def test_the_training_loop_takes_id_embeddings_and_resumes_them_bit_for_bit() ->
             break
     resumed.restore(deepcopy(stopped.snapshot()))
     assert sum(1 for _ in resumed.run()) == 3
-    assert torch.equal(torch.cat(whole.represent()), torch.cat(resumed.represent()))
+    assert torch.equal(torch.cat(whole.scored()), torch.cat(resumed.scored()))
     assert whole.state.best_score == resumed.state.best_score > 0
 
 
@@ -292,13 +300,8 @@ def test_settings_and_graphs_that_do_not_fit_are_refused() -> None:
         GraphFilter(graph, max_rank=3).scores(rank=4, low_pass=1.0)
     with pytest.raises(ValueError, match=r"title vectors must cover 25 items \(got 24 rows\)"):
         text_neighbors(text(24), graph)
-    for closed_form in (
-        lambda part: ease(part, regularization=1.0),
-        lambda part: GraphFilter(part, max_rank=3),
-        lambda part: text_neighbors(text(25), part),
-    ):
-        with pytest.raises(ValueError, match=r"closed forms need all users on one worker \(got 2 workers\)"):
-            closed_form(graph_of(seen_UI, Part(0, 2)))
+    with pytest.raises(ValueError, match=r"propagated titles need all users on one worker \(got 2 workers\)"):
+        text_neighbors(text(25), graph_of(seen_UI, Part(0, 2)))
 
 
 # Losses beside InfoNCE and BPR: the value of a step against the formula, a node at a time

@@ -9,6 +9,7 @@ import pytest
 from pydantic import BaseModel
 
 from alpharec.config import (
+    CLOSED_FORMS,
     PAPER_HIDDEN_WIDTH,
     PRESETS,
     ModelSettings,
@@ -19,7 +20,7 @@ from alpharec.config import (
 )
 
 CONFIGS = sorted((Path(__file__).parents[1] / "jobs" / "configs").glob("*.toml"))
-NUM_SETTINGS = 117
+NUM_SETTINGS = 120
 
 
 def toml(folder: Path, content: str) -> str:
@@ -177,6 +178,8 @@ def test_dumped_settings_load_as_they_were() -> None:
         ("xsimgcl-bpr", "mlp", 2, "bpr", 1, "id", "project-first", "noise"),
         ("bc-loss", "mlp", 2, "bc", 256, "id", "project-first", "none"),
         ("multvae", "mlp", 2, "multinomial", 256, "multvae", "project-first", "none"),
+        ("ease", "mlp", 2, "infonce", 256, "ease", "project-first", "none"),
+        ("gf-cf", "mlp", 2, "infonce", 256, "gf-cf", "project-first", "none"),
     ],
 )
 def test_presets(
@@ -186,7 +189,8 @@ def test_presets(
     found = (model.projector, model.num_layers, train.loss, train.num_negatives, model.kind, model.order)
     assert settings.contrast.kind == contrast
     assert found == (projector, num_layers, loss, num_negatives, kind, order)
-    assert train.learning_rate == (5e-4 if kind == "alpharec" else 1e-3)
+    assert train.learning_rate == (1e-3 if kind in ("id", "multvae") else 5e-4)
+    assert (train.max_epochs == 0) == (kind in CLOSED_FORMS or projector == "identity")
     assert model.layer_0_weight == (0.0 if contrast == "noise" else None)
 
 
@@ -333,6 +337,9 @@ def test_values_out_of_range_are_refused(option: str) -> None:
             r"identity has nothing to train .*max_epochs = 3",
         ),
         (["--model.projector", "identity"], r"identity has nothing to train .*max_epochs = 500"),
+        (["--preset", "ease", "--train.max-epochs", "3"], r"model\.kind = ease .*nothing to train .*max_epochs = 3"),
+        (["--model.kind", "gf-cf"], r"model\.kind = gf-cf .*nothing to train .*max_epochs = 500"),
+        (["--preset", "ease", "--model.projector", "identity"], r"identity is for model\.kind = alpharec \(got ease"),
         (["--preset", "sgl", "--train.batch-size", "20000"], r"contrast needs a batch scored at once .*20000.*16384"),
         (["--preset", "multvae", "--train.scored-at-once", "9"], r"train\.loss = multinomial needs a batch scored at"),
         (["--model.layer-0-weight", "0"], r"layer_0_weight must be above 0 for model\.kind = alpharec \(got 0"),

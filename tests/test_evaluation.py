@@ -38,4 +38,4 @@ def test_most_popular_ranks_by_train_interactions() -> None:
     user_UD, item_ID = popularity(dataset)
     truth, seen = truth_and_seen(dataset.splits, "test", Settings().evaluate, count=3)
     # User 1 has seen item 2 and item 1: item 0, never bought, is all that is left.
-    assert evaluate(user_UD, item_ID, truth=truth, seen=seen, ks=(1,)).values["recall@1"].tolist() == [1.0]
+    assert evaluate((user_UD, item_ID), truth=truth, seen=seen, ks=(1,)).values["recall@1"].tolist() == [1.0]

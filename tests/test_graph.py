@@ -21,7 +21,7 @@ from torch import Tensor
 from torch_geometric.nn import LGConv
 
 import alpharec.graph
-from alpharec.baselines import BiasMargin, Contrast, IdEmbeddings, Multinomial, MultVae
+from alpharec.baselines import BiasMargin, Contrast, GraphFilter, IdEmbeddings, Multinomial, MultVae, ease
 from alpharec.graph import VIRTUAL_SHARDS, Batch, InteractionGraph, Part, Sampler, _shuffle, layer_weights, user_range
 from alpharec.model import AlphaRec, NonFiniteLossError, Objective, TextFeatures, train_step
 
@@ -325,6 +325,12 @@ def spoil_one_worker(part: Part) -> bool:
     return all(torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True))
 
 
+def closed_forms(part: Part) -> dict[str, Tensor]:
+    graph = graph_of(isolated_seen(), part)
+    graph_filter = GraphFilter(graph, max_rank=3)
+    return {"ease": ease(graph, regularization=2.0), "gf-cf": graph_filter.into_weights(rank=3, low_pass=0.5)}
+
+
 def work(rank: int, folder: Path) -> None:
     """Be one of three workers, then, without the third, one of two."""
     torch.set_num_threads(1)
@@ -342,6 +348,7 @@ def work(rank: int, folder: Path) -> None:
             **{f"few {other}": take_steps(part, two_users(), commute=True, other=other) for other in OTHERS},
             "first": take_steps(part, isolated_seen(), commute=False, first=True),
             "whole": take_steps(part, isolated_seen(), commute=False, first=True, whole=True),
+            "closed forms": closed_forms(part),
             "stopped": spoil_one_worker(part),
         }
         torch.save(results, folder / f"{size}-{rank}.pt")
@@ -381,6 +388,10 @@ def test_workers_equal_one_worker(tmp_path: Path) -> None:
             for name in weights:  # every worker holds the same bits, or they would drift apart
                 assert all(torch.equal(worker[case][name], workers[0][case][name]) for worker in workers)
         assert all(worker["stopped"] for worker in workers)
+        solved = closed_forms(Part())
+        for worker in workers:
+            assert torch.equal(worker["closed forms"]["ease"], solved["ease"]), "counts add up to the same bits"
+            torch.testing.assert_close(worker["closed forms"]["gf-cf"], solved["gf-cf"], rtol=0, atol=1e-6)
 
 
 # Drawing

@@ -20,7 +20,7 @@ from alpharec.artifacts import Artifact, Store
 from alpharec.catalog import CatalogError, load_dataset, open_table, prepare, read_item_texts, read_queries
 from alpharec.config import Settings, SettingsError, load_settings
 from alpharec.embed import embed
-from alpharec.evaluation import EvaluationError, represent
+from alpharec.evaluation import EvaluationError, scored_by
 from alpharec.graph import layer_weights
 from alpharec.intention import (
     Asked,
@@ -257,7 +257,7 @@ def test_mixed_users_are_the_formula_and_alpha_zero_the_trained_model(
     for together in (True, False):
         for side, expected in zip(
             frozen.represent(query_UD, torch.zeros(NUM_USERS), together=together),
-            represent(data, item_IT, model),
+            scored_by(model, data, item_IT),
             strict=True,
         ):
             torch.testing.assert_close(side, expected, atol=1e-6, rtol=0)

@@ -205,14 +205,14 @@ def test_any_block_size_gives_the_same_bits(problem: tuple[Tensor, Tensor, Lists
     user_UD, item_ID, seen, truth = problem
     whole = top_k(user_UD, item_ID, k, seen=seen, users=every_user(user_UD))
     for block_size in (1, 2, 4, 1024):
-        blocks = list(rank(user_UD, item_ID, k, users=every_user(user_UD), seen=seen, block_size=block_size))
+        blocks = list(rank((user_UD, item_ID), k, users=every_user(user_UD), seen=seen, block_size=block_size))
         assert all(len(users_B) <= block_size for users_B, _, _ in blocks)
         for part, expected in enumerate((every_user(user_UD), *whole)):
             assert torch.equal(torch.cat([block[part] for block in blocks]), expected)
     if len(truth.items):
         groups = item_popularity_groups(seen, len(item_ID))
         one, all_at_once = (
-            evaluate(user_UD, item_ID, truth=truth, seen=seen, ks=(1, k), block_size=size, item_groups=groups)
+            evaluate((user_UD, item_ID), truth=truth, seen=seen, ks=(1, k), block_size=size, item_groups=groups)
             for size in (1, 1024)
         )
         for name, value_V in one.values.items():
@@ -226,14 +226,14 @@ def test_blocks_of_real_width_give_the_same_bits() -> None:
     users = torch.randperm(70, generator=generator)
     whole = top_k(user_UD[users], item_ID, 20)
     for block_size in (1, 3, 64):
-        blocks = list(rank(user_UD, item_ID, 20, users=users, block_size=block_size))
+        blocks = list(rank((user_UD, item_ID), 20, users=users, block_size=block_size))
         assert torch.equal(torch.cat([block[1] for block in blocks]), whole[0])
         assert torch.equal(torch.cat([block[2] for block in blocks]), whole[1])
 
 
 def test_ranking_holds_one_block_not_users_times_items() -> None:
     """All scores at once would be 10^6 x 10^5 float32 = 400 GB; a block of 16 is 6.4 MB."""
-    blocks = rank(torch.ones(10**6, 1), torch.ones(10**5, 1), 4, users=torch.arange(10**6), block_size=16)
+    blocks = rank((torch.ones(10**6, 1), torch.ones(10**5, 1)), 4, users=torch.arange(10**6), block_size=16)
     for _ in range(3):
         users_B, item_BK, score_BK = next(blocks)
         assert (users_B.shape, item_BK.shape, score_BK.shape) == ((16,), (16, 4), (16, 4))
@@ -241,7 +241,7 @@ def test_ranking_holds_one_block_not_users_times_items() -> None:
 
 
 def test_ranking_nobody_gives_no_list() -> None:
-    assert sum(len(block[1]) for block in rank(torch.ones(3, 2), torch.ones(40, 2), 4, users=torch.arange(0))) == 0
+    assert sum(len(block[1]) for block in rank((torch.ones(3, 2), torch.ones(40, 2)), 4, users=torch.arange(0))) == 0
 
 
 # Metrics
@@ -280,7 +280,7 @@ def test_evaluate_by_hand() -> None:
     """Scores fall with the index; user 1 has no truth, user 2 has seen all but one item."""
     item_ID = torch.tensor([[4.0], [3.0], [2.0], [1.0]])
     truth, seen = lists([1, 3], [], [3]), lists([0], [1], [0, 1, 2])
-    evaluation = evaluate(torch.ones(3, 1), item_ID, truth=truth, seen=seen, ks=(1, 3))
+    evaluation = evaluate((torch.ones(3, 1), item_ID), truth=truth, seen=seen, ks=(1, 3))
     assert evaluation.users.tolist() == [0, 2]
     assert evaluation.values["recall@1"].tolist() == [1 / 2, 1]  # lists 1 2 3 and 3
     assert evaluation.values["recall@3"].tolist() == [2 / 2, 1]
@@ -303,7 +303,7 @@ def test_checkerboard() -> None:
     user_UD = seen_UI.float() @ item_ID / seen_UI.sum(1, keepdim=True)
     item_UK, _ = top_k(user_UD, item_ID, 1, seen=seen, users=torch.arange(20))
     assert item_UK.squeeze(1).tolist() == list(range(20))
-    assert set(evaluate(user_UD, item_ID, truth=truth, seen=seen, ks=(1, 5)).means().items()) == {
+    assert set(evaluate((user_UD, item_ID), truth=truth, seen=seen, ks=(1, 5)).means().items()) == {
         *((f"{name}@{k}", 1.0) for name in ("recall", "ndcg", "hr", "mrr", "map") for k in (1, 5)),
         ("precision@1", 1.0),
         ("precision@5", 1 / 5),
@@ -324,11 +324,11 @@ def test_metrics_of_every_user_equal_trec_eval_and_ranx(problem: tuple[Tensor, T
     user_UD, item_ID, seen, truth = problem
     if not len(truth.items):
         return
-    evaluation = evaluate(user_UD, item_ID, truth=truth, seen=seen, ks=KS)
+    evaluation = evaluate((user_UD, item_ID), truth=truth, seen=seen, ks=KS)
     names = [str(user) for user in evaluation.users.tolist()]
     truth_sets = as_sets(truth)
     qrels = {name: {str(item): 1 for item in truth_sets[int(name)]} for name in names}
-    item_VK = torch.cat([block[1] for block in rank(user_UD, item_ID, 20, users=evaluation.users, seen=seen)])
+    item_VK = torch.cat([block[1] for block in rank((user_UD, item_ID), 20, users=evaluation.users, seen=seen)])
     run = as_run(item_VK, evaluation.users)
 
     cuts = ",".join(map(str, KS))
@@ -355,14 +355,14 @@ def test_metrics_of_every_user_equal_trec_eval_and_ranx(problem: tuple[Tensor, T
 
 def test_trap_trec_eval_breaks_ties_by_document_id() -> None:
     """Given equal scores it ranks the higher id first; so the comparison above feeds it our order."""
-    equal = evaluate(torch.ones(1, 1), torch.ones(2, 1), truth=lists([0]), ks=(1,))
+    equal = evaluate((torch.ones(1, 1), torch.ones(2, 1)), truth=lists([0]), ks=(1,))
     trec = pytrec_eval.RelevanceEvaluator({"u": {"0": 1}}, {"P.1"}).evaluate({"u": {"0": 1.0, "1": 1.0}})
     assert (equal.values["precision@1"].item(), trec["u"]["P_1"]) == (1, 0)
 
 
 def test_trap_trec_eval_drops_users_without_a_run() -> None:
     """A user whose list holds no hit counts as 0 here; left out of the run, there, the mean would be 1."""
-    ours = evaluate(torch.ones(2, 1), torch.tensor([[2.0], [1.0]]), truth=lists([0], [1]), ks=(1,))
+    ours = evaluate((torch.ones(2, 1), torch.tensor([[2.0], [1.0]])), truth=lists([0], [1]), ks=(1,))
     trec = pytrec_eval.RelevanceEvaluator({"a": {"0": 1}, "b": {"1": 1}}, {"recall.1"}).evaluate({"a": {"0": 2.0}})
     assert ours.means()["recall@1"] == (1 + 0) / 2
     assert [of_user["recall_1"] for of_user in trec.values()] == [1]
@@ -402,8 +402,7 @@ def test_recall_of_item_groups_by_hand() -> None:
     two_each = Groups(torch.tensor([0, 0, 1, 1]), ("low", "high"))
     item_ID = torch.tensor([[4.0], [3.0], [2.0], [1.0]])
     evaluation = evaluate(
-        torch.ones(3, 1),
-        item_ID,
+        (torch.ones(3, 1), item_ID),
         truth=lists([1, 2, 3], [], [1]),
         seen=lists([], [], []),
         ks=(3,),
@@ -423,7 +422,7 @@ def test_item_groups_share_out_the_hits(problem: tuple[Tensor, Tensor, Lists, Li
     if not len(truth.items):
         return
     groups = item_popularity_groups(seen, len(item_ID))
-    evaluation = evaluate(user_UD, item_ID, truth=truth, seen=seen, ks=(5,), item_groups=groups)
+    evaluation = evaluate((user_UD, item_ID), truth=truth, seen=seen, ks=(5,), item_groups=groups)
     sets = [as_sets(truth)[user] for user in evaluation.users.tolist()]
     in_group_GV = torch.tensor(
         [[sum(groups.index[item].item() == group for item in items) for items in sets] for group in range(4)]
@@ -443,12 +442,12 @@ def test_representations_that_are_not_finite_are_refused(bad: float) -> None:
     with pytest.raises(ValueError, match=r"user representations must be finite \(got .* 1 rows, first in user 3\)"):
         top_k(broken, torch.ones(4, 2), 1)
     with pytest.raises(ValueError, match=r"item representations must be finite \(got .* 1 rows, first in item 3\)"):
-        evaluate(torch.ones(4, 2), broken, truth=lists([0], [], [], []))
+        evaluate((torch.ones(4, 2), broken), truth=lists([0], [], [], []))
 
 
 def test_a_pair_in_truth_and_seen_is_refused() -> None:
     with pytest.raises(ValueError, match=r"splits leak \(got 1 of them, first user 1 with item 2\)"):
-        evaluate(torch.ones(2, 1), torch.ones(3, 1), truth=lists([0], [1, 2]), seen=lists([1], [0, 2]))
+        evaluate((torch.ones(2, 1), torch.ones(3, 1)), truth=lists([0], [1, 2]), seen=lists([1], [0, 2]))
 
 
 def test_shapes_and_sizes_that_do_not_fit_are_refused() -> None:
@@ -462,14 +461,14 @@ def test_shapes_and_sizes_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match=r"seen must hold items 0 \.\. 3 \(got 4\)"):
         top_k(user_UD, item_ID, 1, seen=lists([4], []), users=torch.tensor([0, 1]))
     with pytest.raises(ValueError, match="block_size"):
-        rank(user_UD, item_ID, 1, users=torch.tensor([0]), block_size=0)
+        rank((user_UD, item_ID), 1, users=torch.tensor([0]), block_size=0)
     with pytest.raises(ValueError, match=r"users must be in 0 \.\. 1"):
-        rank(user_UD, item_ID, 1, users=torch.tensor([2]))
+        rank((user_UD, item_ID), 1, users=torch.tensor([2]))
     with pytest.raises(ValueError, match="one list for each of the 2 users"):
-        evaluate(user_UD, item_ID, truth=lists([0]))
+        evaluate((user_UD, item_ID), truth=lists([0]))
     with pytest.raises(ValueError, match="item for some user"):
-        evaluate(user_UD, item_ID, truth=lists([], []))
+        evaluate((user_UD, item_ID), truth=lists([], []))
     with pytest.raises(ValueError, match="item_groups must group 4 items"):
-        evaluate(user_UD, item_ID, truth=lists([0], []), item_groups=Groups(torch.zeros(3).long(), ("all",)))
+        evaluate((user_UD, item_ID), truth=lists([0], []), item_groups=Groups(torch.zeros(3).long(), ("all",)))
     with pytest.raises(ValueError, match="ks must be"):
-        evaluate(user_UD, item_ID, truth=lists([0], []), ks=())
+        evaluate((user_UD, item_ID), truth=lists([0], []), ks=())

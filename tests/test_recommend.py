@@ -23,7 +23,7 @@ from alpharec.catalog import CatalogError, Dataset, Pairs, load_dataset, open_ta
 from alpharec.config import Settings
 from alpharec.embed import embed
 from alpharec.encoders import make_encoder
-from alpharec.evaluation import evaluate_model, represent
+from alpharec.evaluation import evaluate_model, scored_by
 from alpharec.graph import layer_weights
 from alpharec.model import Objective
 from alpharec.networks import build_graph, build_model
@@ -173,7 +173,7 @@ def objects(store: Store) -> set[str]:
 
 def test_bundle_holds_the_model_the_data_and_where_they_came_from(shop: Shop) -> None:
     dataset = load_dataset(shop.dataset)
-    user_UD, item_ID = represent(dataset, torch.from_numpy(load_vectors(shop.vectors)).float(), shop.model)
+    user_UD, item_ID = scored_by(shop.model, dataset, torch.from_numpy(load_vectors(shop.vectors)).float())
     np.testing.assert_array_equal(matrix(shop.bundle, "users.parquet", "representation"), user_UD.double().numpy())
     np.testing.assert_array_equal(matrix(shop.bundle, "items.parquet", "representation"), item_ID.double().numpy())
     seen = shop.bundle.read_table("seen.parquet")
@@ -341,15 +341,21 @@ def test_a_trained_user_given_by_its_train_items_gets_its_own_representation(
 
 
 @pytest.mark.parametrize(
-    ("kind", "loss", "line"), [("id", "bc", "ID embeddings, no titles"), ("multvae", "multinomial", "autoencoder")]
+    ("kind", "loss", "epochs", "line"),
+    [
+        ("id", "bc", 40, "ID embeddings, no titles"),
+        ("multvae", "multinomial", 40, "autoencoder"),
+        ("ease", "infonce", 0, "EASE, no titles: lambda 500"),
+        ("gf-cf", "infonce", 0, "GF-CF, no titles: rank 256, alpha 0.3"),
+    ],
 )
 def test_models_without_titles_are_published_and_ranked_and_refuse_newcomers(
-    shop: Shop, kind: str, loss: str, line: str
+    shop: Shop, kind: str, loss: str, epochs: int, line: str
 ) -> None:
     settings = shop.settings.model_copy(
         update={"name": kind, "model": shop.settings.model.model_copy(update={"kind": kind})}
     )
-    train = {"max_epochs": 40, "evaluate_every": 40, "learning_rate": 0.05, "loss": loss}
+    train = {"max_epochs": epochs, "evaluate_every": 40, "learning_rate": 0.05, "loss": loss}
     settings = settings.model_copy(update={"train": settings.train.model_copy(update=train)})
     model = fit(shop.store, settings, shop.dataset, shop.vectors)
     evaluation = evaluate_model(shop.store, settings, shop.dataset, shop.vectors, model)
@@ -625,7 +631,7 @@ def test_new_items_under_another_encoder_are_refused(shop: Shop) -> None:
 
 def test_equal_scores_go_by_lower_item_index() -> None:
     source = Source(
-        pa.array(["u"]), torch.tensor([[1.0]]), pa.array(["a", "b", "c"]), torch.ones(3, 1), torch.tensor([[0], [1]])
+        pa.array(["u"]), pa.array(["a", "b", "c"]), (torch.ones(1, 1), torch.ones(3, 1)), torch.tensor([[0], [1]])
     )
     chosen = Settings.model_validate({"recommend": {"k": 3}}).recommend
     assert source.lists(0, 1, chosen).to_pylist() == [{"user_id": "u", "item_ids": ["a", "c"], "scores": [1.0, 1.0]}]

@@ -93,7 +93,7 @@ def test_it_learns_the_checkerboard(inputs: tuple[Store, Artifact, Artifact], tm
 
 def _share_of_own_half(inputs: tuple[Store, Artifact, Artifact], training: Training) -> float:
     """Return how often the K best unseen items are of the user's parity, K the number of those there are."""
-    dataset, (user_UD, item_ID) = load_dataset(inputs[1]), training.represent()
+    dataset, (user_UD, item_ID) = load_dataset(inputs[1]), training.scored()
     right, total = 0, 0
     for user in range(USERS):
         unseen = np.setdiff1d(np.arange(ITEMS), dataset.train.items[dataset.train.users == user])
@@ -220,21 +220,21 @@ def test_a_mix_is_ranked_dataset_by_dataset(tmp_path: Path) -> None:
     training, data = Training.build(settings, dataset, vectors), load_dataset(dataset)
     for _ in range(20):
         training.step()
-    representations = training.represent()
-    metrics, test = measure(data, *representations, settings.evaluate)
+    representations = training.scored()
+    metrics, test = measure(data, representations, settings.evaluate)
     own = {}
     for domain in data.domains:
         users, items = slice(domain.first_user, domain.end_user), slice(domain.first_item, domain.end_item)
         sides = representations[0][users], representations[1][items]
-        own[domain.name] = measure(data.of(domain), *sides, settings.evaluate)
+        own[domain.name] = measure(data.of(domain), sides, settings.evaluate)
         assert metrics["domains"][domain.name] == own[domain.name][0]
     recalls = torch.cat([found.values["recall@5"] for _, found in own.values()])
     assert torch.equal(test.values["recall@5"], recalls)
     assert metrics["test"]["recall@5"] == pytest.approx(float(recalls.mean()), abs=1e-12)
-    assert training.selection.score(*representations) == pytest.approx(metrics["valid"]["recall@5"], abs=1e-12)
+    assert training.selection.score(representations) == pytest.approx(metrics["valid"]["recall@5"], abs=1e-12)
     # Items of the other dataset would fill some of the lists otherwise.
     truth, seen = truth_and_seen(data.splits, "test", settings.evaluate, count=data.num_users)
-    unmasked = evaluate(*representations, truth=truth, seen=seen, ks=(5,)).means()["recall@5"]
+    unmasked = evaluate(representations, truth=truth, seen=seen, ks=(5,)).means()["recall@5"]
     assert unmasked < metrics["test"]["recall@5"]
 
 

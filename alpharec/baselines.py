@@ -32,7 +32,8 @@ def text_neighbors(item_IT: Tensor, graph: InteractionGraph, *, num_layers: int 
     Raises: ``ValueError`` if the vectors do not cover the graph's items.
     Source: TextGCN (arXiv 2510.12461); with ``num_layers = 0``, the items nearest to the mean of the user's titles.
     """
-    _check_whole(graph)
+    if graph.part.size != 1:
+        raise ValueError(f"propagated titles need all users on one worker (got {graph.part.size} workers)")
     if len(item_IT) != graph.num_items:
         raise ValueError(f"title vectors must cover {graph.num_items} items (got {len(item_IT)} rows)")
     user_UT, item_IT = propagate_vectors(item_IT, graph, layer_weights(num_layers))
@@ -127,6 +128,7 @@ class ItemWeights(nn.Module):
 
     def solve(self, graph: InteractionGraph) -> None:
         """Solve for the weights on all workers' interactions."""
+        self.weight_II.data = self.weight_II.new_empty(0)  # leaves its room to the solution
         self.weight_II.data = self._solve(graph)
 
     def features(self, item_ST: Tensor, graph: InteractionGraph, *, precision: torch.dtype | None = None) -> None:
@@ -438,11 +440,6 @@ def _gather_rows(x_RD: Tensor, part: Part) -> tuple[int, Tensor]:
     first, total = int(count[: part.rank].sum()), int(count.sum())
     padded = F.pad(x_RD, (0, 0, first, total - first - len(x_RD)))
     return first, linear(padded, part.sum, part.sum)
-
-
-def _check_whole(graph: InteractionGraph) -> None:
-    if graph.part.size != 1:
-        raise ValueError(f"propagated titles need all users on one worker (got {graph.part.size} workers)")
 
 
 def train_lists(graph: InteractionGraph) -> Lists:

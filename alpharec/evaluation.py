@@ -30,6 +30,7 @@ from alpharec.ranking import (
     evaluate,
     item_popularity_groups,
     restrict,
+    sizes_of,
     user_activity_groups,
 )
 from alpharec.vectors import load_vectors
@@ -296,5 +297,6 @@ class Selection:
                 found = evaluate(own, truth=part.truth, seen=part.seen, ks=(k,), block_size=size)
                 recalls = found.values[f"recall@{k}"]
                 total += torch.tensor([float(recalls.sum()), len(recalls)], dtype=torch.float64)
-        total = self.part.sum(total.to(scored.device if isinstance(scored, Scores) else scored[0].device))
+        *_, device = sizes_of(scored)
+        total = self.part.sum(total.to(device))
         return float(total[0] / total[1])

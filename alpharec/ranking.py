@@ -179,6 +179,14 @@ class Scores:
 Scored = tuple[Tensor, Tensor] | Scores
 
 
+def sizes_of(scored: Scored) -> tuple[int, int, torch.device]:
+    """Return the number of users, of items, and where the scores are made."""
+    if isinstance(scored, Scores):
+        return scored.num_users, scored.num_items, scored.device
+    user_UD, item_ID = scored
+    return len(user_UD), len(item_ID), user_UD.device
+
+
 def restrict(scored: Scored, users: slice, items: slice = slice(None)) -> Scored:
     """Return the same for some users and some items alone, both counted from the first of them."""
     if not isinstance(scored, Scores):
@@ -224,7 +232,7 @@ def rank(
     """
     if block_size < 1:
         raise ValueError(f"block_size must be 1 or more (got {block_size})")
-    num_users, num_items, device = _sizes(scored)
+    num_users, num_items, device = sizes_of(scored)
     _check_index("users", users, num_users)
     largest = min(block_size, len(users))
     block = _by_scores(scored, k) if isinstance(scored, Scores) else _by_dot_products(*scored, k, largest)
@@ -251,7 +259,7 @@ def evaluate(
     Raises: ``ValueError`` for what ``rank`` refuses; for a pair in both ``truth`` and ``seen``, which means that splits
         leak (tells user and item); if no user has truth.
     """
-    num_users, num_items, device = _sizes(scored)
+    num_users, num_items, device = sizes_of(scored)
     truth, seen = truth.to(device), seen.to(device) if seen is not None else None
     _check_lists("truth", truth, num_users, num_items)
     if seen is not None:
@@ -341,14 +349,6 @@ def item_popularity_groups(train: Lists, num_items: int) -> Groups:
     before_I[order_I] = count_I[order_I].cumsum(0) - count_I[order_I]
     index_I = torch.where(count_I > 0, before_I * 3 // max(len(train.items), 1), 3)
     return Groups(index_I, ("head", "mid", "tail", "cold"))
-
-
-def _sizes(scored: Scored) -> tuple[int, int, torch.device]:
-    """Return the number of users, of items, and where the scores are made."""
-    if isinstance(scored, Scores):
-        return scored.num_users, scored.num_items, scored.device
-    user_UD, item_ID = scored
-    return len(user_UD), len(item_ID), user_UD.device
 
 
 Block = Callable[[Tensor, tuple[Tensor, Tensor] | None], tuple[Tensor, Tensor]]

@@ -37,6 +37,7 @@ from alpharec.catalog import (
     open_table,
     read_intentions,
     read_new_items,
+    read_pairs,
     read_user_lists,
 )
 from alpharec.config import CLOSED_FORMS, RecommendSettings, Settings
@@ -55,7 +56,7 @@ logger = logging.getLogger(__name__)
 # Part of a bundle's version: raise it when the same model would give other files.
 BUNDLE_FORMAT = 1
 PARTS_PER_ACTOR = 4  # so that an actor that is slow or lost costs at most a quarter of its work
-HISTORY = "history.parquet"
+HISTORY = "history"  # of a closed form's users: their train interactions
 MAX_PART = 65_536  # users a part file, about 20 MB at K = 20
 
 Facts = dict[str, Any]
@@ -158,7 +159,7 @@ def _write_bundle(
     users, items = {"user_id": data.user_ids}, {"item_id": data.item_ids, "title": data.titles}
     summary = {"users": data.num_users, "items": data.num_items, "fingerprint": vectors.summary["fingerprint"]}
     if isinstance(network, ItemWeights):
-        draft.write_table(HISTORY, _pairs_table(data.train))
+        draft.write_table(f"{HISTORY}.parquet", _pairs_table(data.train))
     else:
         item_IT = torch.from_numpy(load_vectors(vectors)).float()
         user_UD, item_ID, context_ID = represent_trained(data, item_IT, network, objective)
@@ -275,12 +276,6 @@ def _pairs_table(*splits: Pairs) -> pa.Table:
     items = np.concatenate([pairs.items for pairs in splits])
     order = np.lexsort((items, users))
     return pa.table({"user": users[order].astype(np.int32), "item": items[order].astype(np.int32)})
-
-
-def _read_pairs(artifact: Artifact, name: str) -> Tensor:
-    """Read what ``_pairs_table`` made. Shapes: -> int32 [2, E]."""
-    table = artifact.read_table(name)
-    return torch.from_numpy(np.stack([table["user"].to_numpy(), table["item"].to_numpy()]))
 
 
 def _check_lineage(artifact: Artifact, **inputs: Artifact) -> None:
@@ -617,18 +612,19 @@ class Source:
     @classmethod
     def load(cls, users: Artifact, items: Sequence[Artifact]) -> Source:
         """Read users and their seen items from one artifact, candidates from one or more."""
-        people, seen = users.read_table("users.parquet"), _read_pairs(users, "seen.parquet")
+        people, seen = users.read_table("users.parquet"), users.read_table("seen.parquet")
         scored: Scored
-        if HISTORY in users.files:
+        if f"{HISTORY}.parquet" in users.files:
             tables = [users.read_table("items.parquet", columns=["item_id"])]
-            user_E, item_E = _read_pairs(users, HISTORY).long()
-            weight_II = users.read_tensors("projector.safetensors")["weight_II"]
-            scored = item_scores(weight_II, Lists.from_pairs(user_E, item_E, len(people)))
+            pairs = read_pairs(users, HISTORY, 0, len(people))
+            lists = Lists.from_pairs(torch.from_numpy(pairs.users), torch.from_numpy(pairs.items), len(people))
+            scored = item_scores(users.read_tensors("projector.safetensors")["weight_II"], lists)
         else:
             tables = [artifact.read_table("items.parquet", columns=["item_id", "representation"]) for artifact in items]
             scored = _matrix(people, "representation"), torch.cat([_matrix(of, "representation") for of in tables])
         item_ids = pa.concat_arrays([table["item_id"].combine_chunks() for table in tables])
-        return cls(people["user_id"].combine_chunks(), item_ids, scored, seen)
+        seen_2E = torch.from_numpy(np.stack([seen["user"].to_numpy(), seen["item"].to_numpy()]))
+        return cls(people["user_id"].combine_chunks(), item_ids, scored, seen_2E)
 
     def lists(self, start: int, stop: int, chosen: RecommendSettings) -> pa.Table:
         """Return the lists of users start..stop-1: user_id, item_ids, scores, best first."""

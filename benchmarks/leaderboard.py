@@ -101,8 +101,9 @@ class Board:
             for num_layers in range(1, 9):
                 yield {"num_layers": num_layers}, text_neighbors(self.item_IT, graph, num_layers=num_layers)
         elif name == "ease":
-            for setting in ({"regularization": value} for value in (50, 100, 200, 400, 800, 1600, 3200)):
-                yield setting, item_scores(ease(graph, **setting), train_lists(graph))
+            for regularization in (50, 100, 200, 400, 800, 1600, 3200):
+                setting = {"regularization": regularization}
+                yield setting, item_scores(ease(graph, **setting), train_lists(graph))  # no name keeps the matrix
         else:
             graph_filter = GraphFilter(graph, max_rank=512, seed=self.given.seed)
             for rank, low_pass in itertools.product((32, 64, 128, 256, 512), (0.25, 0.5, 1.0, 2.0)):

@@ -89,8 +89,9 @@ def main() -> None:
         for _ in range(training.sampler.steps_per_epoch):
             training.step()
         if epoch % given.every == 0:
-            found = evaluate(training.scored(), truth=truth, seen=seen, ks=(20,), block_size=1024).means()
-            valid = training.selection.score(training.scored())
+            scored = training.scored()
+            found = evaluate(scored, truth=truth, seen=seen, ks=(20,), block_size=1024).means()
+            valid = training.selection.score(scored)
             curve.append({"epoch": epoch, "valid_recall@20": round(valid, 4)})
             curve[-1] |= {name: round(found[name], 4) for name in TEST}
             print(curve[-1], flush=True)

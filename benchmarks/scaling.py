@@ -24,6 +24,7 @@ from common import parser, print_result
 from torch import Tensor
 from train_step import LEARNING_RATE, TEMPERATURE, load_train
 
+from alpharec.baselines import train_lists
 from alpharec.graph import InteractionGraph, Part, Sampler
 from alpharec.model import AlphaRec, Objective, TextFeatures, train_step
 from alpharec.ranking import Lists, evaluate
@@ -68,7 +69,7 @@ def rank_held_out(model: AlphaRec, features: TextFeatures, graph: InteractionGra
     users, items = held[0] - graph.first_user, held[1]
     mine = (users >= 0) & (users < graph.num_local_users)
     truth = Lists.from_pairs(users[mine], items[mine], graph.num_local_users)
-    found = evaluate((user_UD, item_ID), truth=truth, seen=Lists(graph.rowptr.long(), graph.items.long()), ks=(20,))
+    found = evaluate((user_UD, item_ID), truth=truth, seen=train_lists(graph), ks=(20,))
     names = ("recall@20", "ndcg@20", "hr@20")
     total = torch.tensor([*(float(found.values[name].sum()) for name in names), len(found.users)], dtype=torch.float64)
     total = graph.part.sum(total)

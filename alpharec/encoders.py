@@ -285,7 +285,10 @@ class VllmEncoder:
 
 
 class Generator:
-    """A vLLM engine that goes on with prompts, always with the likeliest token.
+    """A vLLM engine that answers prompts, always with the likeliest token.
+
+    A model with a chat template is asked by it, without thinking aloud where it knows how; any other goes on with the
+    prompt.
 
     ``model``: a folder, or a hub name with its commit, ``NAME@COMMIT``.
 
@@ -301,18 +304,24 @@ class Generator:
         from vllm.platforms import current_platform
 
         memory = _memory_options(on_cpu=current_platform.is_cpu(), num_gpus=embed.num_gpus)
-        shared: dict[str, Any] = {"trust_remote_code": False, "load_format": "safetensors"}
+        shared: dict[str, Any] = {"runner": "generate", "trust_remote_code": False, "load_format": "safetensors"}
         try:
             self._engine = vllm.LLM(str(folder), **shared | memory | embed.engine_options)
         except (RuntimeError, ValueError, TypeError, OSError, AssertionError, ImportError) as error:
             raise EncoderError(f"{folder}: vllm did not start ({type(error).__name__}: {error})") from error
-        self._sampling = vllm.SamplingParams(temperature=0.0, max_tokens=GENERATED_TOKENS, stop=["\n"])
+        self._sampling = vllm.SamplingParams(temperature=0.0, max_tokens=GENERATED_TOKENS)
+        self._chats = getattr(self._engine.get_tokenizer(), "chat_template", None) is not None
 
     def write(self, prompts: Sequence[str]) -> list[str]:
-        """Return what follows each prompt, to the end of its line."""
-        return [
-            output.outputs[0].text for output in self._engine.generate(list(prompts), self._sampling, use_tqdm=False)
-        ]
+        """Return the first line of each answer that is not empty; "" where none is."""
+        shared: dict[str, Any] = {"sampling_params": self._sampling, "use_tqdm": False}
+        if self._chats:
+            asked: list[Any] = [[{"role": "user", "content": prompt}] for prompt in prompts]
+            outputs = self._engine.chat(asked, chat_template_kwargs={"enable_thinking": False}, **shared)
+        else:
+            outputs = self._engine.generate(list(prompts), **shared)
+        lines = (output.outputs[0].text.splitlines() for output in outputs)
+        return [next(filter(None, map(str.strip, answer)), "") for answer in lines]
 
 
 class _Tokenizer:

@@ -247,21 +247,17 @@ def write_queries(settings: Settings, items: pa.Table) -> pa.Table:
     connect(settings)
     ray.data.DataContext.get_current().enable_progress_bars = False
     chosen, embed = settings.intention, settings.embed
-    work = (
-        ray.data.from_arrow(items)
-        .repartition(-(-len(items) // TEXTS_AT_ONCE))
-        .map_batches(take_titles_out, batch_format="pyarrow", batch_size=TEXTS_AT_ONCE)
-    )
+    # Blocks and one operator on them: a task before or after the writers would wait for a CPU that they hold.
+    blocks = [items.slice(first, TEXTS_AT_ONCE) for first in range(0, len(items), TEXTS_AT_ONCE)]
+    shared: dict[str, Any] = {"batch_format": "pyarrow", "batch_size": TEXTS_AT_ONCE}
     if chosen.generator:
-        work = work.map_batches(
-            _Writer,
-            fn_constructor_args=(settings,),
-            batch_format="pyarrow",
-            batch_size=TEXTS_AT_ONCE,
-            compute=ray.data.ActorPoolStrategy(size=embed.num_workers),
-            num_cpus=embed.num_cpus or cpus_each(embed.num_workers),
-            num_gpus=embed.num_gpus,
-        ).map_batches(take_titles_out, batch_format="pyarrow", batch_size=TEXTS_AT_ONCE)
+        shared |= {
+            "fn_constructor_args": (settings,),
+            "compute": ray.data.ActorPoolStrategy(size=embed.num_workers),
+            "num_cpus": embed.num_cpus or cpus_each(embed.num_workers),
+            "num_gpus": embed.num_gpus,
+        }
+    work = ray.data.from_arrow(blocks).map_batches(_Writer if chosen.generator else take_titles_out, **shared)
     tables = [table for table in work.iter_batches(batch_format="pyarrow") if len(table)]
     return pa.concat_tables(tables).sort_by("item").rename_columns({"text": "query"})
 
@@ -282,16 +278,19 @@ def take_titles_out(table: pa.Table) -> pa.Table:
 
 
 class _Writer:
-    """An actor with a generative model, which words the queries."""
+    """An actor with a generative model, which words the queries: of texts without their title, which it may guess."""
 
     def __init__(self, settings: Settings) -> None:
         self.prompt = settings.intention.prompt
         self.generator = Generator(settings.intention.generator, settings.embed)
 
     def __call__(self, table: pa.Table) -> pa.Table:
+        table = take_titles_out(table)
         prompts = [self.prompt.replace("{text}", text) for text in table["text"].to_pylist()]
         written = [normalize_title(text) for text in self.generator.write(prompts)]
-        return table.set_column(table.column_names.index("text"), "text", pa.array(written, pa.string()))
+        return take_titles_out(
+            table.set_column(table.column_names.index("text"), "text", pa.array(written, pa.string()))
+        )
 
 
 # ---------------------------------------------------------------- mixing

@@ -17,7 +17,15 @@ import psutil
 import pytest
 
 from alpharec.config import EmbedSettings, EncoderSettings
-from alpharec.encoders import EncoderError, fingerprint, fingerprint_digest, make_encoder, resolve_model
+from alpharec.encoders import (
+    GENERATED_TOKENS,
+    EncoderError,
+    Generator,
+    fingerprint,
+    fingerprint_digest,
+    make_encoder,
+    resolve_model,
+)
 
 needs_vllm = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vllm is not installed here")
 
@@ -47,16 +55,17 @@ def encode(texts: list[str], **settings: Any) -> np.ndarray:
     return make_encoder(EncoderSettings(**settings), EmbedSettings(batch_tokens=256)).encode(texts)
 
 
-def encode_in_own_process(texts: list[str], folder: Path, each: list[dict[str, Any]]) -> list[np.ndarray]:
-    """Run engines of these settings, one after the other; their memory is free again when this returns."""
-    request, result = folder / "request.json", folder / "vectors.npz"
-    request.write_text(json.dumps({"each": each, "texts": texts}))
+def run_in_own_process(folder: Path, **given: Any) -> tuple[list[np.ndarray], list[list[str]]]:
+    """Run engines one after the other, see ``main``; their memory is free again when this returns."""
+    request, vectors, written = (folder / name for name in ("request.json", "vectors.npz", "written.json"))
+    request.write_text(json.dumps(given))
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
     done = subprocess.run(
-        [sys.executable, __file__, request, result], env=environment, capture_output=True, text=True, timeout=500
-    )
+        [sys.executable, __file__, request, vectors, written],
+        env=environment, capture_output=True, text=True, timeout=500,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr[-4000:]
-    return list(np.load(result, allow_pickle=False).values())
+    return list(np.load(vectors, allow_pickle=False).values()), json.loads(written.read_text())
 
 
 @functools.cache
@@ -278,12 +287,30 @@ def test_last_pooling_of_a_causal_model_takes_the_last_real_token(causal_model: 
 BFLOAT16_CLS = {"dtype": "bfloat16", "pooling": "cls", "normalize": False, "max_length": 12}
 
 
+TEMPLATE = "{% for message in messages %}Dune {{ message['content'] }} Volume{% endfor %}"
+
+
 @pytest.fixture(scope="module")
-def vllm_vectors(causal_model: Path, tmp_path_factory: pytest.TempPathFactory) -> list[np.ndarray]:
-    """Vectors of the default settings, of ``BFLOAT16_CLS`` and of the causal model; the imports cost more than they."""
+def chat_model(causal_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The causal model with a chat template."""
+    folder = tmp_path_factory.mktemp("chat") / "model"
+    shutil.copytree(causal_model, folder)
+    (folder / "chat_template.jinja").write_text(TEMPLATE)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def vllm_results(
+    causal_model: Path, chat_model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[list[np.ndarray], list[list[str]]]:
+    """Vectors of the default settings, of ``BFLOAT16_CLS`` and of the causal model; what the generators write.
+
+    One process for all: the imports cost more than they.
+    """
     causal = {"model": str(causal_model), "pooling": "last", "normalize": False}
     each = [{"backend": "vllm", **settings} for settings in ({}, BFLOAT16_CLS, causal)]
-    return encode_in_own_process(TITLES, tmp_path_factory.mktemp("vllm"), each)
+    generators = [str(causal_model), str(chat_model)]
+    return run_in_own_process(tmp_path_factory.mktemp("vllm"), texts=TITLES, each=each, generators=generators)
 
 
 @needs_vllm
@@ -296,22 +323,54 @@ def vllm_vectors(causal_model: Path, tmp_path_factory: pytest.TempPathFactory) -
     ids=["float32", "bfloat16-cls-truncated"],
 )
 def test_vllm_equals_sentence_transformers(
-    vllm_vectors: list[np.ndarray], engine: int, settings: dict[str, Any], least: float, rtol: float
+    vllm_results: tuple[list[np.ndarray], list[list[str]]],
+    engine: int,
+    settings: dict[str, Any],
+    least: float,
+    rtol: float,
 ) -> None:
-    vectors, expected = vllm_vectors[engine], encode(TITLES, **settings)
+    vectors, expected = vllm_results[0][engine], encode(TITLES, **settings)
     assert cosines(vectors, expected).min() >= least
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), np.linalg.norm(expected, axis=1), rtol=rtol)
 
 
 @needs_vllm
-def test_vllm_equals_transformers_on_a_causal_model(causal_model: Path, vllm_vectors: list[np.ndarray]) -> None:
+def test_vllm_equals_transformers_on_a_causal_model(
+    causal_model: Path, vllm_results: tuple[list[np.ndarray], list[list[str]]]
+) -> None:
     expected = [pooled(token_states(causal_model, title, 128), "last") for title in TITLES]
-    np.testing.assert_allclose(vllm_vectors[2], expected, atol=1e-3)  # entries up to 4, another attention kernel
+    np.testing.assert_allclose(vllm_results[0][2], expected, atol=1e-3)  # entries up to 4, another attention kernel
 
 
-def main(request: str, result: str) -> None:
-    given = json.loads(Path(request).read_text())
-    np.savez(result, *[encode(given["texts"], **settings) for settings in given["each"]])
+@needs_vllm
+@pytest.mark.parametrize("generator", [0, 1], ids=["goes on with the prompt", "is asked by its chat template"])
+def test_a_generator_writes_what_transformers_writes(
+    causal_model: Path, vllm_results: tuple[list[np.ndarray], list[list[str]]], generator: int
+) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(causal_model)
+    model = AutoModelForCausalLM.from_pretrained(causal_model, dtype=torch.float32).eval()
+    written, around = vllm_results[1][generator], ("{}", "Dune {} Volume")[generator]
+    for text, prompt in zip(written, map(around.format, TITLES[::5]), strict=True):
+        tokens = tokenizer(prompt, return_tensors="pt")["input_ids"]
+        found = model.generate(tokens, do_sample=False, max_new_tokens=GENERATED_TOKENS)[0, tokens.shape[1] :]
+        found = found[: -1 if found[-1] == model.config.eos_token_id else None]
+        assert text == tokenizer.decode(found, skip_special_tokens=True).strip()
+    assert len(set(written)) > 1
+
+
+def main(request: str, vectors: str, written: str) -> None:
+    """Encode the texts of a request by ``each`` settings, then let each of ``generators`` write on every fifth."""
+    given, found = json.loads(Path(request).read_text()), []
+    for settings in given["each"]:
+        found.append(encode(given["texts"], **settings))
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the first engine is the jobs': another process, 20 s
+    np.savez(vectors, *found)
+    exact = EmbedSettings(engine_options={"dtype": "float32"})
+    answers = [Generator(model, exact).write(given["texts"][::5]) for model in given["generators"]]
+    Path(written).write_text(json.dumps(answers))
     # vLLM's daemon threads now and then abort an interpreter that ends by itself, and its engine outlives one that does
     # not: it would hold this process's output open.
     for child in psutil.Process().children(recursive=True):

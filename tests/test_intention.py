@@ -16,6 +16,7 @@ import pyarrow as pa
 import pytest
 import torch
 
+import alpharec.intention
 from alpharec.artifacts import Artifact, Store
 from alpharec.catalog import CatalogError, load_dataset, open_table, prepare, read_item_texts, read_queries
 from alpharec.config import Settings, SettingsError, load_settings
@@ -174,6 +175,29 @@ def test_what_a_generator_wrote_is_repaired_too_and_counts_add_up() -> None:
     assert take_titles_out(written).to_pylist()[0] | {"title": ""} == {
         "item": 4, "title": "", "text": "I want -like films as of", "names": 2, "years": 2, "words": 0, "left": 6
     }  # fmt: skip
+
+
+def test_a_generator_words_queries_of_texts_without_their_title_with_every_cpu_for_itself(
+    ray_local: None, shop: tuple[Path, Store, Artifact], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Parrot:
+        def write(self, prompts: list[str]) -> list[str]:
+            return [f"I want  what7, {prompt} " for prompt in prompts]
+
+    class Writer(alpharec.intention._Writer):
+        def __init__(self, settings: Settings) -> None:
+            self.prompt, self.generator = settings.intention.prompt, Parrot()
+
+    monkeypatch.setattr(alpharec.intention, "_Writer", Writer)
+    monkeypatch.setattr(alpharec.intention, "TEXTS_AT_ONCE", 9)  # several blocks
+    folder, store, dataset = shop
+    settings = shop_settings(folder, texts=str(folder / "texts.jsonl"), generator="parrot", prompt="like {text}")
+    made, data = make_queries(store, settings, dataset), load_dataset(dataset)
+    rows = made.read_table("queries.parquet").to_pylist()
+    assert len(rows) == 2 * NUM_USERS
+    for row in rows:
+        guess = "" if data.titles[row["item"]].as_py().split()[1] == "what7" else "what7"
+        assert row["query"] == f"I want {guess}, like is a thing of in year 2000".replace(" ,", ",")
 
 
 def test_texts_of_little_but_their_title_make_no_query(ray_local: None, shop: tuple[Path, Store, Artifact]) -> None:

@@ -25,8 +25,13 @@ from alpharec.ranking import Lists, Scores
 ITEMS_AT_ONCE = 1024  # columns of an item-item matrix: 200 MB of users' columns at 49,156 users
 
 
-def text_neighbors(item_IT: Tensor, graph: InteractionGraph, *, num_layers: int = 0) -> tuple[Tensor, Tensor]:
+def text_neighbors(
+    item_IT: Tensor, graph: InteractionGraph, *, num_layers: int = 0, centred: bool = False
+) -> tuple[Tensor, Tensor]:
     """Return title vectors and users' means of them, propagated and scaled to unit length; nothing is trained.
+
+    ``centred`` first takes out what all titles share, their mean, and scales the rest to unit length. Left in,
+    propagation makes it larger the more interactions a node has, so that it ranks by popularity.
 
     Shapes: -> [U, T], [I, T]; dot products are scores.
     Raises: ``ValueError`` if the vectors do not cover the graph's items.
@@ -36,6 +41,8 @@ def text_neighbors(item_IT: Tensor, graph: InteractionGraph, *, num_layers: int 
         raise ValueError(f"propagated titles need all users on one worker (got {graph.part.size} workers)")
     if len(item_IT) != graph.num_items:
         raise ValueError(f"title vectors must cover {graph.num_items} items (got {len(item_IT)} rows)")
+    if centred:
+        item_IT = F.normalize(item_IT - item_IT.mean(0), dim=1)
     user_UT, item_IT = propagate_vectors(item_IT, graph, layer_weights(num_layers))
     return F.normalize(user_UT, dim=1), F.normalize(item_IT, dim=1)
 

@@ -95,11 +95,11 @@ class Board:
         graph = build_graph(self.dataset)
         if name == "most-popular":
             yield {}, popularity(self.dataset)
-        elif name == "text-neighbors":
-            yield {}, text_neighbors(self.item_IT, graph)
-        elif name == "text-propagation":
-            for num_layers in range(1, 9):
-                yield {"num_layers": num_layers}, text_neighbors(self.item_IT, graph, num_layers=num_layers)
+        elif name in ("text-neighbors", "text-propagation"):
+            layers = range(1, 9) if name == "text-propagation" else (0,)
+            for centred, num_layers in itertools.product((False, True), layers):
+                setting = {"num_layers": num_layers, "centred": centred}
+                yield setting, text_neighbors(self.item_IT, graph, **setting)
         elif name == "ease":
             for regularization in (50, 100, 200, 400, 800, 1600, 3200):
                 setting = {"regularization": regularization}

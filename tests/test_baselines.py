@@ -101,6 +101,15 @@ def test_text_neighbors_equal_powers_of_the_normalised_adjacency(num_layers: int
     np.testing.assert_allclose(found.numpy(), expected, **NEAR)
 
 
+def test_centred_text_neighbors_do_not_know_what_all_titles_share() -> None:
+    item_IT, graph = text(25), graph_of(interactions())
+    shared_IT = item_IT + 3 * text(1)
+    found, shifted = (torch.cat(text_neighbors(x, graph, num_layers=2, centred=True)) for x in (item_IT, shared_IT))
+    torch.testing.assert_close(found, shifted)
+    unit_IT = torch.nn.functional.normalize(item_IT - item_IT.mean(0), dim=1)
+    torch.testing.assert_close(found, torch.cat(text_neighbors(unit_IT, graph, num_layers=2)))
+
+
 def test_ease_equals_a_ridge_regression_for_each_item(block: int) -> None:
     # Its definition rather than its closed form: item j from all other items, by least squares with a penalty.
     seen_UI = interactions()

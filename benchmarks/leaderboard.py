@@ -5,9 +5,9 @@
 
 Closed forms walk their grid. Trained models are the presets of the settings: AlphaRec and its ablations, and models
 without titles, which take AlphaRec's batches, and but for bc-loss and multvae its loss ("-bpr": BPR, one negative).
-"alpharec-shuffled" is the control: titles of other items. ``--prompt`` puts noise around every title. With
-``--trials``, each trained model's settings are searched first, by as many trials in the same ranges (the control
-takes alpharec's).
+"alpharec-shuffled" is the control: titles of other items; "alpharec-centred" reads title vectors less their mean.
+``--prompt`` puts noise around every title. With ``--trials``, each trained model's settings are searched first, by as
+many trials in the same ranges (those two take alpharec's).
 Where AlphaRec runs, each other model is compared with it by a paired t-test on the users' test Recall@20.
 """
 
@@ -30,7 +30,7 @@ from scipy.stats import ttest_rel
 from torch import Tensor
 
 from alpharec.artifacts import Artifact, Store
-from alpharec.baselines import GraphFilter, ease, item_scores, text_neighbors, train_lists
+from alpharec.baselines import GraphFilter, centre, ease, item_scores, text_neighbors, train_lists
 from alpharec.catalog import Dataset, load_dataset
 from alpharec.config import PRESETS, Settings, load_settings
 from alpharec.evaluation import popularity, truth_and_seen
@@ -45,7 +45,12 @@ from alpharec.vectors import load_vectors
 
 METRICS = ("recall@20", "ndcg@20", "hr@20")
 CLOSED = ("most-popular", "text-neighbors", "text-propagation", "ease", "gf-cf")
-TRAINED = ("alpharec", "alpharec-shuffled", *(name for name in PRESETS if name not in ("paper", *CLOSED)))
+TRAINED = (
+    "alpharec",
+    "alpharec-shuffled",
+    "alpharec-centred",
+    *(name for name in PRESETS if name not in ("paper", *CLOSED)),
+)
 SEARCHED = ("train.temperature", "train.learning_rate", "model.num_layers", "model.layer_0_weight")
 Candidate = tuple[dict[str, Any], Scored]
 
@@ -139,9 +144,10 @@ class Board:
         settings = tuned.model_copy(update={"seed": seed})
         vectors = source_vectors(Store(settings.storage), settings, self.prepared, self.embedded["embed"])
         training = Training.build(settings, self.prepared, vectors)
-        if name == "alpharec-shuffled":
+        if name in ("alpharec-shuffled", "alpharec-centred"):
             order = torch.randperm(len(self.item_IT), generator=torch.Generator().manual_seed(0))
-            training.features = training.model.features(self.item_IT[order], training.graph)
+            item_IT = self.item_IT[order] if name == "alpharec-shuffled" else centre(self.item_IT)
+            training.features = training.model.features(item_IT, training.graph)
         return training
 
 

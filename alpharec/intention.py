@@ -57,7 +57,7 @@ from alpharec.vectors import load_vectors
 
 logger = logging.getLogger(__name__)
 
-QUERIES_FORMAT = 1  # part of their version: raise it when the same texts would give other queries
+QUERIES_FORMAT = 2  # part of their version: raise it when the same texts would give other queries
 INTENTIONS_FORMAT = 3  # the same, of what is measured
 ASKED = ("valid", "test")  # splits that targets are of
 TAKEN_OUT = ("names", "years", "words")
@@ -221,6 +221,11 @@ def make_queries(store: Store, settings: Settings, dataset: Artifact) -> Artifac
 
 def _from_texts(settings: Settings, data: Dataset, file: InputFile) -> tuple[pa.Table, dict[str, int]]:
     rows, texts = read_item_texts(file, data.item_ids, settings.data.item_column, settings.intention.text_column)
+    if not len(rows):
+        raise IntentionError(
+            f"{file.address}: no text is about an item of the catalog (expected ids as {data.item_ids[0]} in column "
+            f"{settings.data.item_column}); pass another table with --intention.texts, or set data.item_column"
+        )
     made = write_queries(settings, pa.table({"item": rows, "title": data.titles.take(pa.array(rows)), "text": texts}))
     told = {kind: int(np.sum(made[kind].to_numpy())) for kind in TAKEN_OUT}
     made = made.filter(pc.greater_equal(made["left"], LEAST_WORDS))

@@ -45,14 +45,17 @@ from alpharec.vectors import load_vectors
 
 METRICS = ("recall@20", "ndcg@20", "hr@20")
 CLOSED = ("most-popular", "text-neighbors", "text-propagation", "ease", "gf-cf")
-TRAINED = (
-    "alpharec",
-    "alpharec-shuffled",
-    "alpharec-centred",
-    *(name for name in PRESETS if name not in ("paper", *CLOSED)),
-)
 SEARCHED = ("train.temperature", "train.learning_rate", "model.num_layers", "model.layer_0_weight")
 Candidate = tuple[dict[str, Any], Scored]
+
+
+def shuffle(item_IT: Tensor) -> Tensor:
+    """Return title vectors of other items."""
+    return item_IT[torch.randperm(len(item_IT), generator=torch.Generator().manual_seed(0))]
+
+
+READS = {"alpharec-shuffled": shuffle, "alpharec-centred": centre}  # what AlphaRec reads instead of the title vectors
+TRAINED = ("alpharec", *READS, *(name for name in PRESETS if name not in ("paper", *CLOSED)))
 
 
 @dataclass
@@ -144,10 +147,8 @@ class Board:
         settings = tuned.model_copy(update={"seed": seed})
         vectors = source_vectors(Store(settings.storage), settings, self.prepared, self.embedded["embed"])
         training = Training.build(settings, self.prepared, vectors)
-        if name in ("alpharec-shuffled", "alpharec-centred"):
-            order = torch.randperm(len(self.item_IT), generator=torch.Generator().manual_seed(0))
-            item_IT = self.item_IT[order] if name == "alpharec-shuffled" else centre(self.item_IT)
-            training.features = training.model.features(item_IT, training.graph)
+        if name in READS:
+            training.features = training.model.features(READS[name](self.item_IT), training.graph)
         return training
 
 

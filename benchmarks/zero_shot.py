@@ -14,6 +14,8 @@ import argparse
 import json
 import tempfile
 import warnings
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -63,16 +65,14 @@ def choose_rounds(settings: Settings, model: Artifact) -> dict[str, Any]:
         network, objective = load_model(changed, weights)
         return score(network, objective, graph, network.features(item_IT, graph))
 
-    def untrained(num_layers: int) -> Scored:
-        return text_neighbors(item_IT, graph, num_layers=num_layers)
-
-    def centred(num_layers: int) -> Scored:
-        return text_neighbors(item_IT, graph, num_layers=num_layers, centred=True)
-
-    models = {"alpharec, rounds chosen": trained, "propagated titles": untrained, "propagated, centred": centred}
+    models: dict[str, Callable[..., Scored]] = {
+        "alpharec, rounds chosen": trained,
+        "propagated titles": partial(text_neighbors, item_IT, graph),
+        "propagated, centred": partial(text_neighbors, item_IT, graph, centred=True),
+    }
     found = {}
     for name, scored in models.items():
-        tried = {rounds: measure(data, scored(rounds), settings.evaluate)[0] for rounds in ROUNDS}
+        tried = {rounds: measure(data, scored(num_layers=rounds), settings.evaluate)[0] for rounds in ROUNDS}
         best = max(tried, key=lambda rounds: tried[rounds]["valid"]["recall@20"])
         found[name] = {"num_layers": best} | {metric: round(tried[best]["test"][metric], 4) for metric in METRICS}
         print(name, {rounds: round(of["valid"]["recall@20"], 4) for rounds, of in tried.items()}, flush=True)

@@ -29,6 +29,8 @@ from alpharec.encoders import (
 
 needs_vllm = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vllm is not installed here")
 
+Results = tuple[list[np.ndarray], list[list[str]]]  # vectors of each engine, what each generator wrote
+
 NAMES = [
     "Dune",
     "The Left Hand of Darkness",
@@ -55,7 +57,7 @@ def encode(texts: list[str], **settings: Any) -> np.ndarray:
     return make_encoder(EncoderSettings(**settings), EmbedSettings(batch_tokens=256)).encode(texts)
 
 
-def run_in_own_process(folder: Path, **given: Any) -> tuple[list[np.ndarray], list[list[str]]]:
+def run_in_own_process(folder: Path, **given: Any) -> Results:
     """Run engines one after the other, see ``main``; their memory is free again when this returns."""
     request, vectors, written = (folder / name for name in ("request.json", "vectors.npz", "written.json"))
     request.write_text(json.dumps(given))
@@ -300,9 +302,7 @@ def chat_model(causal_model: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.fixture(scope="module")
-def vllm_results(
-    causal_model: Path, chat_model: Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[list[np.ndarray], list[list[str]]]:
+def vllm_results(causal_model: Path, chat_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Results:
     """Vectors of the default settings, of ``BFLOAT16_CLS`` and of the causal model; what the generators write.
 
     One process for all: the imports cost more than they.
@@ -323,7 +323,7 @@ def vllm_results(
     ids=["float32", "bfloat16-cls-truncated"],
 )
 def test_vllm_equals_sentence_transformers(
-    vllm_results: tuple[list[np.ndarray], list[list[str]]],
+    vllm_results: Results,
     engine: int,
     settings: dict[str, Any],
     least: float,
@@ -335,18 +335,14 @@ def test_vllm_equals_sentence_transformers(
 
 
 @needs_vllm
-def test_vllm_equals_transformers_on_a_causal_model(
-    causal_model: Path, vllm_results: tuple[list[np.ndarray], list[list[str]]]
-) -> None:
+def test_vllm_equals_transformers_on_a_causal_model(causal_model: Path, vllm_results: Results) -> None:
     expected = [pooled(token_states(causal_model, title, 128), "last") for title in TITLES]
     np.testing.assert_allclose(vllm_results[0][2], expected, atol=1e-3)  # entries up to 4, another attention kernel
 
 
 @needs_vllm
 @pytest.mark.parametrize("generator", [0, 1], ids=["goes on with the prompt", "is asked by its chat template"])
-def test_a_generator_writes_what_transformers_writes(
-    causal_model: Path, vllm_results: tuple[list[np.ndarray], list[list[str]]], generator: int
-) -> None:
+def test_a_generator_writes_what_transformers_writes(causal_model: Path, vllm_results: Results, generator: int) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

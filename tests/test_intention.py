@@ -200,6 +200,15 @@ def test_a_generator_words_queries_of_texts_without_their_title_with_every_cpu_f
         assert row["query"] == f"I want {guess}, like is a thing of in year 2000".replace(" ,", ",")
 
 
+def test_texts_about_other_items_are_refused(shop: tuple[Path, Store, Artifact]) -> None:
+    folder, store, dataset = shop
+    (folder / "other.jsonl").write_text(json.dumps({"item_id": "elsewhere", "text": "not sold here at all"}) + "\n")
+    with pytest.raises(
+        IntentionError, match=r"other.jsonl: no text is about an item .*expected ids as i0 in column item"
+    ):
+        make_queries(store, shop_settings(folder, texts=str(folder / "other.jsonl")), dataset)
+
+
 def test_texts_of_little_but_their_title_make_no_query(ray_local: None, shop: tuple[Path, Store, Artifact]) -> None:
     folder, store, dataset = shop
     ids = load_dataset(dataset).item_ids.to_pylist()

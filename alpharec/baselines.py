@@ -19,37 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from alpharec.graph import Batch, InteractionGraph, Key, Part, Sampler, layer_weights, linear, uniform
-from alpharec.model import Objective, TextFeatures, propagate_vectors, sampled_scores
+from alpharec.model import Objective, TextFeatures, sampled_scores
 from alpharec.ranking import Lists, Scores
 
 ITEMS_AT_ONCE = 1024  # columns of an item-item matrix: 200 MB of users' columns at 49,156 users
-
-
-def centre(item_IT: Tensor) -> Tensor:
-    """Return title vectors without what all of them share, their mean, at unit length. Shapes: [I, T] -> [I, T]."""
-    return F.normalize(item_IT - item_IT.mean(0), dim=1)
-
-
-def text_neighbors(
-    item_IT: Tensor, graph: InteractionGraph, *, num_layers: int = 0, centred: bool = False
-) -> tuple[Tensor, Tensor]:
-    """Return title vectors and users' means of them, propagated and scaled to unit length; nothing is trained.
-
-    ``centred``: of ``centre``'s vectors. Left in, their mean becomes the larger by propagation the more interactions a
-    node has, and ranks by popularity.
-
-    Shapes: -> [U, T], [I, T]; dot products are scores.
-    Raises: ``ValueError`` if the vectors do not cover the graph's items.
-    Source: TextGCN (arXiv 2510.12461); with ``num_layers = 0``, the items nearest to the mean of the user's titles.
-    """
-    if graph.part.size != 1:
-        raise ValueError(f"propagated titles need all users on one worker (got {graph.part.size} workers)")
-    if len(item_IT) != graph.num_items:
-        raise ValueError(f"title vectors must cover {graph.num_items} items (got {len(item_IT)} rows)")
-    if centred:
-        item_IT = centre(item_IT)
-    user_UT, item_IT = propagate_vectors(item_IT, graph, layer_weights(num_layers))
-    return F.normalize(user_UT, dim=1), F.normalize(item_IT, dim=1)
 
 
 def item_scores(weight_II: Tensor, lists: Lists) -> Scores:

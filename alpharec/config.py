@@ -227,6 +227,11 @@ class ModelSettings(Section):
         description="mlp: Linear(d,h) - LeakyReLU - Linear(h,64). linear: Linear(d,64) without bias. identity: title "
         "vectors as they are, nothing to train",
     )
+    centred: bool = Field(
+        False,
+        description="read title vectors less the mean over the catalog, at unit length: untrained, they then rank by "
+        "likeness alone, not by popularity too",
+    )
     hidden_width: int | None = Field(
         None, ge=1, description="h; unset: the paper's for text widths it names (768, 1536, 3072, 4096), else 1536"
     )
@@ -594,8 +599,11 @@ class Settings(BaseSettings):
                 "train.loss = multinomial and model.kind = multvae go together, and train.loss = bc with model.kind = "
                 f"id (got {loss} and {kind}); choose a preset"
             )
-        if self.model.projector == "identity" and kind != "alpharec":
-            raise ValueError(f"model.projector = identity is for model.kind = alpharec (got {kind})")
+        if (self.model.projector == "identity" or self.model.centred) and kind != "alpharec":
+            raise ValueError(
+                "model.projector = identity and model.centred are for model.kind = alpharec, which reads titles (got "
+                f"{kind})"
+            )
         if (self.model.projector == "identity" or kind in CLOSED_FORMS) and self.train.max_epochs:
             raise ValueError(
                 f"model.kind = {kind} with model.projector = {self.model.projector} has nothing to train (got "

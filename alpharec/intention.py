@@ -48,7 +48,7 @@ from alpharec.embed import embed_texts
 from alpharec.encoders import Generator
 from alpharec.evaluation import check_reads, truth_and_seen
 from alpharec.graph import InteractionGraph
-from alpharec.model import AlphaRec, Objective
+from alpharec.model import AlphaRec, Objective, mean_of_titles
 from alpharec.networks import build_graph, load_model
 from alpharec.ranking import Lists, evaluate, user_activity_groups
 from alpharec.report import lines, page
@@ -439,7 +439,8 @@ def measure_intentions(
     item_IT = torch.from_numpy(load_vectors(vectors)).float()
     frozen = Frozen.load(data, item_IT, model)
     text_Q = torch.from_numpy(texts.indices.to_numpy().astype(np.int64))
-    query_QD = frozen.network.project(query_QT.float())[text_Q]
+    network = frozen.network
+    query_QD = network.project(network.read(query_QT.float(), mean_of_titles(item_IT)))[text_Q]
     asked = {split: _asked(frozen, data, settings, table, query_QD, split) for split in ASKED}
     metrics, columns = dict[str, Any](), dict[str, dict[str, Tensor]]()
     for way in WAYS:

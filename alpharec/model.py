@@ -72,13 +72,14 @@ class TextFeatures:
         commute: bool | None = None,
         precision: torch.dtype | None = None,
         weights: Sequence[float] = (1.0,),
+        centred: bool = False,
     ) -> TextFeatures:
         """Keep user means where that is cheaper: where U x T <= 4 E; ``commute`` decides by hand.
 
         ``item_ST`` are the vectors of this worker's share of items (``part.rows``). ``precision``, e.g. bfloat16, is
         that of the projector's matrix products; weights, their gradients and representations keep the weights' own.
         None: the vectors'. With ``weights`` of several layers the vectors themselves are propagated, and user means
-        always kept.
+        always kept. ``centred``: by ``centre``, each by the mean over its own dataset of the graph.
 
         Raises:
             ValueError: the vectors do not cover the worker's items, or are not finite.
@@ -89,6 +90,8 @@ class TextFeatures:
         if not torch.isfinite(item_ST).all():
             row = rows.start + int((~torch.isfinite(item_ST)).any(1).nonzero()[0])
             raise ValueError(f"title vectors must be finite (got NaN or infinity for item {row}); embed again")
+        if centred:
+            item_ST = _centre_items(item_ST, graph)
         precision = precision or item_ST.dtype
         if commute is None:
             commute = mean_commutes(graph.num_users, graph.num_interactions, item_ST.shape[1])
@@ -138,6 +141,29 @@ class TextFeatures:
         return of_batch, itertools.starmap(Batch, zip(places, items, [piece.size for piece in pieces], strict=True))
 
 
+def centre(text_XT: Tensor, mean_T: Tensor) -> Tensor:
+    """Return texts' vectors without the mean of a catalog's title vectors, ``mean_of_titles``, at unit length.
+
+    Left in, that mean becomes the larger by propagation the more interactions a node has, and ranks by popularity.
+
+    Shapes: [X, T], [T] -> [X, T].
+    """
+    return F.normalize(text_XT - mean_T, dim=1)
+
+
+def mean_of_titles(item_IT: Tensor) -> Tensor:
+    """Return what a catalog's title vectors share, their mean, summed in double precision. Shapes: [I, T] -> [T]."""
+    return item_IT.mean(0, dtype=torch.float64).to(item_IT.dtype)
+
+
+def _centre_items(item_ST: Tensor, graph: InteractionGraph) -> Tensor:
+    first, starts = graph.part.rows(graph.num_items).start, [*graph.domain_items.tolist(), graph.num_items]
+    shares = [item_ST[max(0, start - first) : max(0, end - first)] for start, end in itertools.pairwise(starts)]
+    sum_T = torch.stack([share.sum(0, dtype=torch.float64) for share in shares])
+    means = (graph.part.sum(sum_T) / graph.domain_sizes[:, None]).to(item_ST.dtype)
+    return torch.cat([centre(share, mean_T) for share, mean_T in zip(shares, means, strict=True)])
+
+
 def propagate_vectors(item_IC: Tensor, graph: InteractionGraph, weights: Sequence[float]) -> tuple[Tensor, Tensor]:
     """Return some columns of users' means and items' vectors, propagated: the features of "propagate-first".
 
@@ -161,6 +187,7 @@ class AlphaRec(nn.Module):
         num_layers: L of the propagation; 0 turns it off.
         layer_0_weight: of a node's own vector in the sum of layers; None: 1 / (L + 1).
         propagate_first: it is the vectors that were propagated, before the projector; no graph is left in a step.
+        centred: it reads title vectors, and any text's, by ``centre``.
         seed: of the initial weights, uniform in +-1/sqrt(inputs) as torch initialises a Linear.
 
     Source: arXiv 2407.05441 section 4; one tower for users and items, no user or item IDs. The other order: TextGCN-MLP
@@ -177,11 +204,12 @@ class AlphaRec(nn.Module):
         num_layers: int = 2,
         layer_0_weight: float | None = None,
         propagate_first: bool = False,
+        centred: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__()
         width = text_width if projector == "identity" else width
-        self.num_layers, self.propagate_first = num_layers, propagate_first
+        self.num_layers, self.propagate_first, self.centred = num_layers, propagate_first, centred
         self.layer_weights = layer_weights(num_layers, layer_0_weight)
         # Made on "meta", so that torch's own initialisation does not advance the global generator.
         first_width = hidden_width if projector == "mlp" else width
@@ -198,9 +226,13 @@ class AlphaRec(nn.Module):
             nn.init.eye_(self.first.weight)
             self.first.requires_grad_(False)
 
+    def read(self, text_XT: Tensor, mean_T: Tensor | None) -> Tensor:
+        """Return texts' vectors as ``project`` takes them; ``mean_T`` of the catalog's titles, where ``centred``."""
+        return centre(text_XT, cast(Tensor, mean_T)) if self.centred else text_XT
+
     @torch.no_grad()
     def project(self, text_XT: Tensor) -> Tensor:
-        """Return representations before propagation, without gradient. Shapes: [X, T] -> [X, D]."""
+        """Return representations before propagation, without gradient, of what ``read`` gives. [X, T] -> [X, D]."""
         blocks = []
         for text_BT in text_XT.split(ROWS_AT_ONCE):
             first_BH = F.linear(text_BT, self.first.weight, self.first.bias)
@@ -222,7 +254,7 @@ class AlphaRec(nn.Module):
     ) -> TextFeatures:
         """Return the features that this model reads, from title vectors; see ``TextFeatures.build``."""
         weights = self.layer_weights if self.propagate_first else (1.0,)
-        return TextFeatures.build(item_ST, graph, precision=precision, weights=weights)
+        return TextFeatures.build(item_ST, graph, precision=precision, weights=weights, centred=self.centred)
 
     def layer_0(self, graph: InteractionGraph, features: TextFeatures) -> tuple[Tensor, Tensor]:
         """Return representations before propagation. Shapes: -> user_UD [U, D], item_SD [S, D]."""

@@ -69,6 +69,7 @@ def build_model(settings: Settings, text_width: int, num_users: int = 0, num_ite
         hidden_width=model.resolve_hidden_width(text_width),
         projector=model.projector,
         propagate_first=model.order == "propagate-first",
+        centred=model.centred,
         **common,
     )
 

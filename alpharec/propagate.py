@@ -19,10 +19,10 @@ import ray.data
 import torch
 
 from alpharec.artifacts import Artifact, ArtifactError, Draft, Store, digest
-from alpharec.catalog import read_pairs
+from alpharec.catalog import domains_of, read_pairs
 from alpharec.config import Settings
 from alpharec.graph import InteractionGraph, layer_weights
-from alpharec.model import propagate_vectors
+from alpharec.model import centre, propagate_vectors
 from alpharec.runtime import connect, cpus_each
 from alpharec.vectors import iter_vectors, matrix, vector_column
 
@@ -42,7 +42,7 @@ def propagate(store: Store, settings: Settings, dataset: Artifact, vectors: Arti
     """
     model, width = settings.model, vectors.summary["width"]
     weights = layer_weights(model.num_layers, model.layer_0_weight)
-    version = digest([dataset.version, vectors.version, weights])[:16]
+    version = digest([dataset.version, vectors.version, weights, model.centred])[:16]
     found = store.find(KIND, settings.name, version)
     if found is not None:
         return found
@@ -54,7 +54,7 @@ def propagate(store: Store, settings: Settings, dataset: Artifact, vectors: Arti
     work = [{"block": block} for block in range(blocks)]
     results = ray.data.from_items(work, override_num_blocks=blocks).map_batches(
         _Propagator,
-        fn_constructor_args=(store, (KIND, settings.name, version), dataset, vectors, weights),
+        fn_constructor_args=(store, (KIND, settings.name, version), dataset, vectors, weights, model.centred),
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(size=num_actors),
         num_cpus=settings.train.cpus_per_worker or cpus_each(num_actors),
@@ -66,7 +66,8 @@ def propagate(store: Store, settings: Settings, dataset: Artifact, vectors: Arti
         for file, facts in json.loads(row["record"]).items():
             draft.adopt(file, facts)
     return draft.commit(
-        settings=settings.model_dump(mode="json", include={"name"}) | {"layer_weights": weights},
+        settings=settings.model_dump(mode="json", include={"name"})
+        | {"layer_weights": weights, "centred": model.centred},
         inputs={"dataset": dataset, "vectors": vectors},
         summary={
             "users": dataset.summary["users"],
@@ -104,9 +105,11 @@ class _Propagator:
         dataset: Artifact,
         vectors: Artifact,
         weights: tuple[float, ...],
+        centred: bool,
     ) -> None:
         self.store, self.place, self.dataset, self.vectors = store, place, dataset, vectors
-        self.weights = weights
+        self.weights, self.centred = weights, centred
+        self.domain_starts = [domain.first_item for domain in domains_of(dataset)] or [0]
         resources = ray.get_runtime_context().get_assigned_resources()
         torch.set_num_threads(max(1, int(resources.get("CPU", 1))))
         self.device = torch.device("cuda" if resources.get("GPU") else "cpu")
@@ -122,7 +125,7 @@ class _Propagator:
         block, draft = int(batch["block"][0]), Draft(self.store, *self.place)
         try:
             item_IC = torch.from_numpy(self.columns(slice(block * COLUMNS, (block + 1) * COLUMNS)))
-            sides = propagate_vectors(item_IC.to(self.device).float(), self.graph, self.weights)
+            sides = propagate_vectors(item_IC.to(self.device), self.graph, self.weights)
         except ArtifactError as error:  # the driver raises it: a person sees the message, not an actor's traceback
             return {"record": [""], "error": [str(error)]}
         for side, rows_XC in zip(("users", "items"), sides, strict=True):
@@ -132,10 +135,25 @@ class _Propagator:
                     write(table.slice(first, ROWS))
         return {"record": [json.dumps(draft.files)], "error": [""]}
 
-    def columns(self, chosen: slice) -> npt.NDArray[np.float16]:
-        """Return some columns of the title vectors. Shapes: -> [I, C], fp16."""
+    def columns(self, chosen: slice) -> npt.NDArray[np.float32]:
+        """Return some columns of the title vectors, as the model reads them. Shapes: -> [I, C]."""
         summary = self.vectors.summary
-        columns = np.zeros((summary["items"], len(range(summary["width"])[chosen])), np.float16)
+        columns = np.zeros((summary["items"], len(range(summary["width"])[chosen])), np.float32)
         for rows, part in iter_vectors(self.vectors):
+            if self.centred:  # unit length takes every column
+                part = centre(torch.from_numpy(part).float(), self.means[self.domains_of(rows)]).numpy()
             columns[rows] = part[:, chosen]
         return columns
+
+    @functools.cached_property
+    def means(self) -> torch.Tensor:
+        """The mean of each dataset's title vectors. Shapes: -> [datasets, T]."""
+        sums = torch.zeros(len(self.domain_starts), self.vectors.summary["width"], dtype=torch.float64)
+        counts = torch.diff(torch.tensor([*self.domain_starts, self.vectors.summary["items"]]))
+        for rows, part in iter_vectors(self.vectors):
+            sums.index_add_(0, self.domains_of(rows), torch.from_numpy(part).double())
+        return (sums / counts[:, None]).float()
+
+    def domains_of(self, rows: npt.NDArray[np.int64]) -> torch.Tensor:
+        """Return which dataset of a mix items are of, 0 for all where there is one."""
+        return torch.from_numpy(np.searchsorted(self.domain_starts, rows, side="right") - 1)

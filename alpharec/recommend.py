@@ -45,7 +45,7 @@ from alpharec.embed import embed_texts
 from alpharec.encoders import fingerprint
 from alpharec.graph import InteractionGraph
 from alpharec.intention import mix
-from alpharec.model import AlphaRec, Objective
+from alpharec.model import AlphaRec, Objective, mean_of_titles
 from alpharec.networks import build_graph, load_model
 from alpharec.ranking import Lists, Scored, Scores, rank, restrict
 from alpharec.runtime import connect, cpus_each
@@ -56,6 +56,7 @@ logger = logging.getLogger(__name__)
 # Part of a bundle's version: raise it when the same model would give other files.
 BUNDLE_FORMAT = 1
 PARTS_PER_ACTOR = 4  # so that an actor that is slow or lost costs at most a quarter of its work
+MEAN = "mean.safetensors"  # of the title vectors, where the model is centred
 HISTORY = "history"  # of a closed form's users: their train interactions
 MAX_PART = 65_536  # users a part file, about 20 MB at K = 20
 
@@ -127,8 +128,8 @@ def publish(
 
     Writes ``projector.safetensors``; ``users.parquet`` (user_id, representation); ``items.parquet`` (item_id, title,
     representation, context); ``seen.parquet`` (user, item: all known interactions, sorted); ``settings.json``, the
-    model's; ``metrics.json``; ``MODEL_CARD.md``. A closed form has no representations, but weights of items, and
-    ``history.parquet`` (user, item) to sum them over.
+    model's; ``metrics.json``; ``MODEL_CARD.md``; of a centred model ``mean.safetensors``, the title vectors'. A closed
+    form has no representations, but weights of items, and ``history.parquet`` (user, item) to sum them over.
 
     Raises:
         RecommendError: the artifacts do not belong together.
@@ -162,6 +163,8 @@ def _write_bundle(
         draft.write_table(f"{HISTORY}.parquet", _pairs_table(data.train))
     else:
         item_IT = torch.from_numpy(load_vectors(vectors)).float()
+        if isinstance(network, AlphaRec) and network.centred:
+            draft.write_tensors(MEAN, {"title_T": mean_of_titles(item_IT)})
         user_UD, item_ID, context_ID = represent_trained(data, item_IT, network, objective)
         users["representation"] = _column(user_UD)
         items |= {"representation": _column(item_ID), "context": _column(context_ID)}
@@ -196,7 +199,10 @@ def represent_trained(
     features: Any = network.features(item_IT, graph)
     first = network.layer_0(graph, features)
     user_UD, item_ID = graph.propagate(*first, network.step_weights)
-    propagated = (graph.mean_of_items(item_IT), item_IT) if network.propagate_first else first
+    propagated = first
+    if isinstance(network, AlphaRec) and network.propagate_first:
+        item_IT = network.read(item_IT, mean_of_titles(item_IT))
+        propagated = graph.mean_of_items(item_IT), item_IT
     context = item_context(graph, *propagated, network.layer_weights)
     return objective.scale(user_UD).cpu(), objective.scale(item_ID).cpu(), context.cpu()
 
@@ -223,6 +229,7 @@ def represent_users(
     query_QT: Tensor | None = None,
     query_of_U: Tensor | None = None,
     alpha: float = 0.0,
+    mean_T: Tensor | None = None,
     block_size: int = 1024,
 ) -> Tensor:
     """Return final representations, not scaled, of users given by their items N, and by what they say they want::
@@ -235,7 +242,8 @@ def represent_users(
     "propagate-first" the same sum is taken of title vectors and projected, and the query is mixed into that.
 
     Shapes: title vectors item_IT [I, T], any float; context [I, D] or [I, T]; ``lists``, U of them; ``query_QT``
-        [Q, T] and ``query_of_U`` [U], -1 for a user who says nothing, come together -> [U, D].
+        [Q, T] and ``query_of_U`` [U], -1 for a user who says nothing, come together; ``mean_T`` [T], the bundle's,
+        where the model is ``centred`` -> [U, D].
     """
     share = network.layer_weights[0]
     blocks = []
@@ -243,23 +251,26 @@ def represent_users(
         item_P = lists.rows(users_B)[1]
         start_B = lists.indptr[users_B] - lists.indptr[users_B[0]]
         used, place_P = item_P.unique(return_inverse=True)  # fp16 to float32 for the block's items only
-        mean_BT = F.embedding_bag(place_P, item_IT[used].float(), start_B, mode="mean")
+        mean_BT = F.embedding_bag(place_P, network.read(item_IT[used].float(), mean_T), start_B, mode="mean")
         scale_B1 = lists.counts[users_B].clamp_min(1).rsqrt()[:, None]
         context_B = scale_B1 * F.embedding_bag(item_P, context, start_B, mode="sum")
         before = network.propagate_first  # the projector comes last
         first_BD = network.project(share * mean_BT + context_B) if before else network.project(mean_BT)
         if query_QT is not None and query_of_U is not None:
             asks = query_of_U[users_B] >= 0
-            query_BD = network.project(query_QT[query_of_U[users_B][asks]].float())
+            query_BD = network.project(network.read(query_QT[query_of_U[users_B][asks]].float(), mean_T))
             first_BD[asks] = mix(first_BD[asks], query_BD, torch.full((len(query_BD),), alpha))
         blocks.append(first_BD if before else share * first_BD + context_B)
     return torch.cat(blocks)
 
 
 @torch.no_grad()
-def represent_items(network: AlphaRec, item_IT: Tensor) -> Tensor:
-    """Return final representations, not scaled, of items nobody has: only their layer 0 is not zero. -> [I, D]."""
-    share = network.layer_weights[0]
+def represent_items(network: AlphaRec, item_IT: Tensor, mean_T: Tensor | None = None) -> Tensor:
+    """Return final representations, not scaled, of items nobody has: only their layer 0 is not zero.
+
+    Shapes: item_IT [I, T], float32; ``mean_T`` as for ``represent_users`` -> [I, D].
+    """
+    share, item_IT = network.layer_weights[0], network.read(item_IT, mean_T)
     return network.project(share * item_IT) if network.propagate_first else share * network.project(item_IT)
 
 
@@ -344,9 +355,11 @@ def _model_line(model: Mapping[str, Any]) -> str:
         return f"EASE, no titles: lambda {model['regularization']:g}"
     if model["kind"] == "gf-cf":
         return f"GF-CF, no titles: rank {model['rank']}, alpha {model['low_pass']:g}"
+    titles = "title vectors less their mean" if model.get("centred") else "title vectors as they are"
     if model["projector"] == "identity":
-        return f"title vectors as they are, nothing trained: {model['num_layers']} layers"
-    return f"{model['projector']} projector, width {model['width']}, {model['num_layers']} layers, {model['order']}"
+        return f"{titles}, nothing trained: {model['num_layers']} layers"
+    projector = f"{model['projector']} projector of {titles}"
+    return f"{projector}, width {model['width']}, {model['num_layers']} layers, {model['order']}"
 
 
 # ---------------------------------------------------------------- recommend
@@ -450,14 +463,16 @@ def _represent_newcomers(
     width = network.first.in_features
     draft = store.draft("newcomers", settings.name, version)
     new_IT = _embed(store, settings, new_ids, titles, width)
-    new_ID = objective.scale(represent_items(network, new_IT.float()))
+    mean_T = bundle.read_tensors(MEAN)["title_T"] if network.centred else None
+    new_ID = objective.scale(represent_items(network, new_IT.float(), mean_T))
     items = {"item_id": new_ids, "title": titles, "representation": _column(new_ID)}
     draft.write_table("items.parquet", pa.table(items))
     if people is not None:
         item_IT = torch.cat([_title_vectors(store, bundle), new_IT])
         context_ID = F.pad(_matrix(known, "context"), (0, 0, 0, len(new_ids)))  # nobody has a new item yet
         query_QT = _embed(store, settings, people.ids.take(pa.array(people.asking)), people.queries, width)
-        user_UD = people.represent(network, item_IT, context_ID, query_QT, settings.recommend.alpha)
+        alpha = settings.recommend.alpha
+        user_UD = people.represent(network, item_IT, context_ID, query_QT, alpha, mean_T)
         columns = {"user_id": people.ids, "representation": _column(objective.scale(user_UD))}
         draft.write_table("users.parquet", pa.table(columns))
         draft.write_table("seen.parquet", _pairs_table(people.seen))
@@ -503,7 +518,13 @@ class People:
         return cls(users.take(pa.array(rows)), history, seen, np.arange(len(rows)), queries)
 
     def represent(
-        self, network: AlphaRec, item_IT: Tensor, context_ID: Tensor, query_QT: Tensor, alpha: float
+        self,
+        network: AlphaRec,
+        item_IT: Tensor,
+        context_ID: Tensor,
+        query_QT: Tensor,
+        alpha: float,
+        mean_T: Tensor | None,
     ) -> Tensor:
         """Return final representations, not scaled. Shapes: query_QT [Q, T], any float -> [U, D]."""
         users, items = torch.from_numpy(self.history.users), torch.from_numpy(self.history.items)
@@ -511,7 +532,14 @@ class People:
         query_of_U[torch.from_numpy(self.asking)] = torch.arange(len(self.asking))
         lists = Lists.from_pairs(users, items, len(self.ids))
         return represent_users(
-            network, item_IT, context_ID, lists, query_QT=query_QT, query_of_U=query_of_U, alpha=alpha
+            network,
+            item_IT,
+            context_ID,
+            lists,
+            query_QT=query_QT,
+            query_of_U=query_of_U,
+            alpha=alpha,
+            mean_T=mean_T,
         )
 
 

@@ -24,11 +24,12 @@ def parser(description: str, datasets: tuple[str, ...] = tuple(CONFIGS)) -> argp
 
 
 def settings_arguments(dataset: str, data: str, **options: Any) -> list[str]:
-    """Return the command line of a job on this dataset; ``train__seed=1`` becomes ``--train.seed 1``."""
+    """Return the command line of a job on this dataset; ``train__seed=1`` becomes ``--train.seed 1``, True a flag."""
     given = ["--config", str(ROOT / "jobs/configs" / CONFIGS[dataset]), "--data.path", str(Path(data) / dataset)]
     for option, value in options.items():
-        if value is not None:
-            given += [f"--{option.replace('__', '.').replace('_', '-')}", str(value)]
+        if value is not None and value is not False:
+            given.append(f"--{option.replace('__', '.').replace('_', '-')}")
+            given += [] if value is True else [str(value)]
     return given
 
 

@@ -30,11 +30,11 @@ from scipy.stats import ttest_rel
 from torch import Tensor
 
 from alpharec.artifacts import Artifact, Store
-from alpharec.baselines import GraphFilter, centre, ease, item_scores, text_neighbors, train_lists
+from alpharec.baselines import GraphFilter, ease, item_scores, train_lists
 from alpharec.catalog import Dataset, load_dataset
 from alpharec.config import PRESETS, Settings, load_settings
 from alpharec.evaluation import popularity, truth_and_seen
-from alpharec.networks import build_graph
+from alpharec.networks import build_graph, build_model, build_objective, score
 from alpharec.pipeline import run_stages
 from alpharec.ranking import Evaluation, Scored, evaluate
 from alpharec.report import bars, lines, page
@@ -49,13 +49,12 @@ SEARCHED = ("train.temperature", "train.learning_rate", "model.num_layers", "mod
 Candidate = tuple[dict[str, Any], Scored]
 
 
-def shuffle(item_IT: Tensor) -> Tensor:
-    """Return title vectors of other items."""
-    return item_IT[torch.randperm(len(item_IT), generator=torch.Generator().manual_seed(0))]
-
-
-READS = {"alpharec-shuffled": shuffle, "alpharec-centred": centre}  # what AlphaRec reads instead of the title vectors
-TRAINED = ("alpharec", *READS, *(name for name in PRESETS if name not in ("paper", *CLOSED)))
+TRAINED = (
+    "alpharec",
+    "alpharec-centred",
+    "alpharec-shuffled",
+    *(name for name in PRESETS if name not in ("paper", *CLOSED)),
+)
 
 
 @dataclass
@@ -106,8 +105,11 @@ class Board:
         elif name in ("text-neighbors", "text-propagation"):
             layers = range(1, 9) if name == "text-propagation" else (0,)
             for centred, num_layers in itertools.product((False, True), layers):
-                setting = {"num_layers": num_layers, "centred": centred}
-                yield setting, text_neighbors(self.item_IT, graph, **setting)
+                settings = self.settings(preset=name, model__num_layers=num_layers, model__centred=centred)
+                network = build_model(settings, self.item_IT.shape[1])
+                features = network.features(self.item_IT, graph)
+                found = score(network, build_objective(settings), graph, features)
+                yield {"num_layers": num_layers, "centred": centred}, found
         elif name == "ease":
             for regularization in (50, 100, 200, 400, 800, 1600, 3200):
                 setting = {"regularization": regularization}
@@ -122,6 +124,7 @@ class Board:
         """Return the settings of a trained model, the best of a search where one is asked for."""
         options: dict[str, Any] = {
             "preset": name if name in PRESETS else "paper",
+            "model__centred": name == "alpharec-centred",
             "seed": self.given.seed,
             "train__max_epochs": self.given.epochs,
             "train__patience": self.given.patience,
@@ -147,8 +150,9 @@ class Board:
         settings = tuned.model_copy(update={"seed": seed})
         vectors = source_vectors(Store(settings.storage), settings, self.prepared, self.embedded["embed"])
         training = Training.build(settings, self.prepared, vectors)
-        if name in READS:
-            training.features = training.model.features(READS[name](self.item_IT), training.graph)
+        if name == "alpharec-shuffled":
+            order = torch.randperm(len(self.item_IT), generator=torch.Generator().manual_seed(0))
+            training.features = training.model.features(self.item_IT[order], training.graph)
         return training
 
 

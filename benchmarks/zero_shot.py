@@ -14,21 +14,17 @@ import argparse
 import json
 import tempfile
 import warnings
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
 from common import CONFIGS, ROOT, print_result, settings_arguments
 
 from alpharec.artifacts import Artifact
-from alpharec.baselines import text_neighbors
 from alpharec.catalog import load_dataset
 from alpharec.config import Settings, load_settings
 from alpharec.evaluation import measure
 from alpharec.networks import build_graph, load_model, score
 from alpharec.pipeline import run_stages
-from alpharec.ranking import Scored
 from alpharec.runtime import show_progress
 from alpharec.vectors import load_vectors
 
@@ -42,6 +38,7 @@ def mixed(given: Any) -> Settings:
     singles = {name: load_settings(settings_arguments(name, given.data, **options)) for name in names}
     train = ["--train.max-epochs", given.epochs, "--train.patience", 3, "--train.users-drawn", given.users_drawn]
     train += ["--evaluate.valid-mask", "train+test", "--model.hidden-width", given.hidden]
+    train += ["--model.centred"] if given.centred else []
     train += ["--train.temperature", given.temperature, "--seed", given.seed, "--storage", given.storage]
     with tempfile.NamedTemporaryFile("w", suffix=".toml") as config:
         for name in names:
@@ -58,21 +55,23 @@ def choose_rounds(settings: Settings, model: Artifact) -> dict[str, Any]:
     """
     done = run_stages(settings, "embed")
     data, item_IT = load_dataset(done["prepare"]), torch.from_numpy(load_vectors(done["embed"])).float()
-    graph, weights = build_graph(data), model.read_tensors("model.safetensors")
-
-    def trained(num_layers: int) -> Scored:
-        changed = model.settings | {"model": model.settings["model"] | {"num_layers": num_layers}}
-        network, objective = load_model(changed, weights)
-        return score(network, objective, graph, network.features(item_IT, graph))
-
-    models: dict[str, Callable[..., Scored]] = {
-        "alpharec, rounds chosen": trained,
-        "propagated titles": partial(text_neighbors, item_IT, graph),
-        "propagated, centred": partial(text_neighbors, item_IT, graph, centred=True),
+    graph, trained = build_graph(data), model.settings
+    untrained = trained | {"train": trained["train"] | {"max_epochs": 0}}
+    unprojected = {"projector": "identity", "order": "project-first"}
+    weights, identity = model.read_tensors("model.safetensors"), {"first.weight": torch.eye(item_IT.shape[1])}
+    models = {
+        "alpharec, rounds chosen": (trained, {}, weights),
+        "propagated titles": (untrained, unprojected | {"centred": False}, identity),
+        "propagated, centred": (untrained, unprojected | {"centred": True}, identity),
     }
     found = {}
-    for name, scored in models.items():
-        tried = {rounds: measure(data, scored(num_layers=rounds), settings.evaluate)[0] for rounds in ROUNDS}
+    for name, (chosen, options, of_model) in models.items():
+        tried = {}
+        for rounds in ROUNDS:
+            section = chosen["model"] | options | {"num_layers": rounds}
+            network, objective = load_model(chosen | {"model": section}, of_model)
+            scored = score(network, objective, graph, network.features(item_IT, graph))
+            tried[rounds] = measure(data, scored, settings.evaluate)[0]
         best = max(tried, key=lambda rounds: tried[rounds]["valid"]["recall@20"])
         found[name] = {"num_layers": best} | {metric: round(tried[best]["test"][metric], 4) for metric in METRICS}
         print(name, {rounds: round(of["valid"]["recall@20"], 4) for rounds, of in tried.items()}, flush=True)
@@ -90,6 +89,7 @@ def main() -> None:
     arguments.add_argument("--seed", type=int, default=101)
     arguments.add_argument("--temperature", type=float, default=0.15, help="the paper's for its mix of datasets")
     arguments.add_argument("--users-drawn", default="uniformly", choices=["uniformly", "by-interactions"])
+    arguments.add_argument("--centred", action="store_true", help="read title vectors less the mean of their dataset's")
     arguments.add_argument("--storage", default=str(ROOT / "store/benchmarks"))
     given = arguments.parse_args()
     warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from copy import deepcopy
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -29,7 +30,6 @@ from alpharec.baselines import (
     ease,
     item_scores,
     propagate_noisily,
-    text_neighbors,
     train_lists,
 )
 from alpharec.catalog import Dataset, Pairs
@@ -37,7 +37,7 @@ from alpharec.config import Settings
 from alpharec.evaluation import Selection
 from alpharec.graph import Batch, InteractionGraph, Part, Sampler
 from alpharec.model import Objective, train_step
-from alpharec.networks import build_graph, build_model, build_objective, load_model
+from alpharec.networks import build_graph, build_model, build_objective, load_model, score
 from alpharec.ranking import Lists, Scores, evaluate, rank
 from alpharec.train import Training
 
@@ -86,8 +86,16 @@ def text(num_items: int, width: int = 6) -> Tensor:
 # Closed forms
 
 
+def untrained(item_IT: Tensor, graph: InteractionGraph, **model: Any) -> tuple[Tensor, Tensor]:
+    """Return what the preset "text-propagation" ranks by: users' means and titles propagated, at unit length."""
+    settings = Settings.model_validate({"preset": "text-propagation", "model": model})
+    network = build_model(settings, item_IT.shape[1])
+    assert not any(weight.requires_grad for weight in network.parameters())
+    return score(network, build_objective(settings), graph, network.features(item_IT, graph))
+
+
 @pytest.mark.parametrize("num_layers", [0, 1, 3])
-def test_text_neighbors_equal_powers_of_the_normalised_adjacency(num_layers: int) -> None:
+def test_untrained_titles_equal_powers_of_the_normalised_adjacency(num_layers: int) -> None:
     seen_UI = interactions()
     item_IT = text(25)
     x_UI, n_UI = seen_UI.double().numpy(), normalised(seen_UI)
@@ -97,17 +105,17 @@ def test_text_neighbors_equal_powers_of_the_normalised_adjacency(num_layers: int
     layers = [np.linalg.matrix_power(adjacency, layer) @ start for layer in range(num_layers + 1)]
     expected = np.mean(layers, 0)
     expected /= np.maximum(np.linalg.norm(expected, axis=1, keepdims=True), 1e-12)
-    found = torch.cat(text_neighbors(item_IT, graph_of(seen_UI), num_layers=num_layers))
+    found = torch.cat(untrained(item_IT, graph_of(seen_UI), num_layers=num_layers))
     np.testing.assert_allclose(found.numpy(), expected, **NEAR)
 
 
-def test_centred_text_neighbors_do_not_know_what_all_titles_share() -> None:
+def test_centred_titles_do_not_know_what_all_of_them_share() -> None:
     item_IT, graph = text(25), graph_of(interactions())
     shared_IT = item_IT + 3 * text(1)
-    found, shifted = (torch.cat(text_neighbors(x, graph, num_layers=2, centred=True)) for x in (item_IT, shared_IT))
+    found, shifted = (torch.cat(untrained(x, graph, num_layers=2, centred=True)) for x in (item_IT, shared_IT))
     torch.testing.assert_close(found, shifted)
     unit_IT = torch.nn.functional.normalize(item_IT - item_IT.mean(0), dim=1)
-    torch.testing.assert_close(found, torch.cat(text_neighbors(unit_IT, graph, num_layers=2)))
+    torch.testing.assert_close(found, torch.cat(untrained(unit_IT, graph, num_layers=2)))
 
 
 def test_ease_equals_a_ridge_regression_for_each_item(block: int) -> None:
@@ -307,10 +315,6 @@ def test_settings_and_graphs_that_do_not_fit_are_refused() -> None:
         GraphFilter(graph, max_rank=26)
     with pytest.raises(ValueError, match=r"rank must be in 1\.\.3 \(got 4\)"):
         GraphFilter(graph, max_rank=3).scores(rank=4, low_pass=1.0)
-    with pytest.raises(ValueError, match=r"title vectors must cover 25 items \(got 24 rows\)"):
-        text_neighbors(text(24), graph)
-    with pytest.raises(ValueError, match=r"propagated titles need all users on one worker \(got 2 workers\)"):
-        text_neighbors(text(25), graph_of(seen_UI, Part(0, 2)))
 
 
 # Losses beside InfoNCE and BPR: the value of a step against the formula, a node at a time
@@ -462,13 +466,3 @@ def test_a_trained_model_is_loaded_as_it_was(preset: str, hidden: int | None) ->
     for one, other in zip(loaded(graph, features), model(graph, features), strict=True):
         assert torch.equal(one, other)
     assert objective == build_objective(settings)
-
-
-@pytest.mark.parametrize(("preset", "num_layers"), [("text-neighbors", 0), ("text-propagation", 2)])
-def test_an_untrained_preset_ranks_as_the_propagated_titles(preset: str, num_layers: int) -> None:
-    settings, item_IT = Settings.model_validate({"preset": preset}), torch.rand(25, 8)
-    graph, model = graph_of(interactions()), build_model(settings, 8)
-    sides = model(graph, model.features(item_IT, graph))
-    for side, expected in zip(sides, text_neighbors(item_IT, graph, num_layers=num_layers), strict=True):
-        torch.testing.assert_close(build_objective(settings).scale(side), expected)
-    assert not any(weight.requires_grad for weight in model.parameters())

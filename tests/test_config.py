@@ -20,7 +20,7 @@ from alpharec.config import (
 )
 
 CONFIGS = sorted((Path(__file__).parents[1] / "jobs" / "configs").glob("*.toml"))
-NUM_SETTINGS = 120
+NUM_SETTINGS = 121
 
 
 def toml(folder: Path, content: str) -> str:
@@ -339,7 +339,8 @@ def test_values_out_of_range_are_refused(option: str) -> None:
         (["--model.projector", "identity"], r"identity has nothing to train .*max_epochs = 500"),
         (["--preset", "ease", "--train.max-epochs", "3"], r"model\.kind = ease .*nothing to train .*max_epochs = 3"),
         (["--model.kind", "gf-cf"], r"model\.kind = gf-cf .*nothing to train .*max_epochs = 500"),
-        (["--preset", "ease", "--model.projector", "identity"], r"identity is for model\.kind = alpharec \(got ease"),
+        (["--preset", "ease", "--model.projector", "identity"], r"are for model\.kind = alpharec, .* \(got ease"),
+        (["--preset", "mf", "--model.centred"], r"centred are for model\.kind = alpharec, .* \(got id"),
         (["--preset", "sgl", "--train.batch-size", "20000"], r"contrast needs a batch scored at once .*20000.*16384"),
         (["--preset", "multvae", "--train.scored-at-once", "9"], r"train\.loss = multinomial needs a batch scored at"),
         (["--model.layer-0-weight", "0"], r"layer_0_weight must be above 0 for model\.kind = alpharec \(got 0"),

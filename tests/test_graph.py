@@ -276,7 +276,14 @@ OTHERS: dict[str, tuple[Any, Objective]] = {
 
 
 def take_steps(
-    part: Part, seen_UI: Tensor, *, commute: bool, other: str = "", first: bool = False, whole: bool = False
+    part: Part,
+    seen_UI: Tensor,
+    *,
+    commute: bool,
+    other: str = "",
+    first: bool = False,
+    whole: bool = False,
+    centred: bool = False,
 ) -> dict[str, Tensor]:
     """Take three steps of a float64 model; return representations and gradients of the first, losses, weights.
 
@@ -288,7 +295,7 @@ def take_steps(
     make, objective = OTHERS.get(other, (lambda *sizes: text_model, Objective()))
     model = make(*seen_UI.shape).double()
     weights = layer_weights(2 if first else 0)
-    features = TextFeatures.build(share(part, item_IT), graph, commute=commute, weights=weights)
+    features = TextFeatures.build(share(part, item_IT), graph, commute=commute, weights=weights, centred=centred)
     assert (features.user_UT is None) == commute
     user_UD, item_ID = model(graph, features)
     if whole:
@@ -343,6 +350,7 @@ def work(rank: int, folder: Path) -> None:
         results = {
             "commuted": take_steps(part, isolated_seen(), commute=True),
             "stored": take_steps(part, isolated_seen(), commute=False),
+            "centred": take_steps(part, isolated_seen(), commute=True, centred=True),
             "few": take_steps(part, two_users(), commute=True),
             **{other: take_steps(part, isolated_seen(), commute=True, other=other) for other in OTHERS},
             **{f"few {other}": take_steps(part, two_users(), commute=True, other=other) for other in OTHERS},
@@ -365,6 +373,7 @@ def test_workers_equal_one_worker(tmp_path: Path) -> None:
     alone = {
         "commuted": take_steps(Part(), isolated_seen(), commute=True),
         "stored": take_steps(Part(), isolated_seen(), commute=False),
+        "centred": take_steps(Part(), isolated_seen(), commute=True, centred=True),
         "few": take_steps(Part(), two_users(), commute=True),
         **{other: take_steps(Part(), isolated_seen(), commute=True, other=other) for other in OTHERS},
         **{f"few {other}": take_steps(Part(), two_users(), commute=True, other=other) for other in OTHERS},

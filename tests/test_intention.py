@@ -21,6 +21,7 @@ from alpharec.artifacts import Artifact, Store
 from alpharec.catalog import CatalogError, load_dataset, open_table, prepare, read_item_texts, read_queries
 from alpharec.config import Settings, SettingsError, load_settings
 from alpharec.embed import embed
+from alpharec.encoders import make_encoder
 from alpharec.evaluation import EvaluationError, scored_by
 from alpharec.graph import layer_weights
 from alpharec.intention import (
@@ -371,3 +372,36 @@ def test_the_encoder_alone_ranks_titles_by_their_cosine_with_the_query() -> None
     asked = Asked(None, torch.tensor([0, 2]), torch.zeros(3, 7), truth, seen, k=2, block_size=8)  # type: ignore[arg-type]
     found = asked.by_vectors(torch.tensor([[2.0, 1.0], [0.0, 1.0]]), item_IT)
     assert found == {"hr@2": 0.5, "ndcg@2": 0.5}
+
+
+def test_queries_of_a_centred_model_are_centred_by_its_titles(
+    shop: tuple[Path, Store, Artifact], trained: tuple[Settings, Artifact, Artifact]
+) -> None:
+    """Nothing trained and no rounds: alpha 1 ranks by cosines of the centred vectors, as NumPy has them."""
+    folder, store, dataset = shop
+    model = {"centred": True, "num_layers": 0, "projector": "identity"}
+    settings = shop_settings(folder, queries=str(folder / "queries.csv"))
+    settings = Settings.model_validate(
+        settings.model_dump(exclude_unset=True) | {"model": model, "train": {"max_epochs": 0}}
+    )
+    vectors, data = trained[1], load_dataset(dataset)
+    training = Training.build(settings, dataset, vectors)
+    assert all(training.run())
+    frozen = commit_model(store, settings, dataset, vectors, training.state, run="here")
+    made = measure_intentions(store, settings, dataset, vectors, frozen)
+    item_IT = load_vectors(vectors).astype(np.float64)
+    encoder, mean_T = make_encoder(settings.encoder, settings.embed), item_IT.mean(0)
+    table = made.read_table("per_query.parquet")
+    lines = [line.split(",") for line in (folder / "queries.csv").read_text().splitlines()]
+    queries = {(user, item): query for user, query, item in lines}
+    ids, found = data.item_ids.to_pylist(), []
+    for user, item in zip(table["user_id"].to_pylist(), table["item_id"].to_pylist(), strict=True):
+        query_T = encoder.encode([queries[user, item]])[0] - mean_T
+        score_I = (item_IT - mean_T) @ query_T / np.linalg.norm(item_IT - mean_T, axis=1)
+        row = data.user_ids.to_pylist().index(user)
+        for pairs in (data.train, data.valid):
+            score_I[pairs.items[pairs.users == row]] = -np.inf
+        place = (score_I > score_I[ids.index(item)]).sum()
+        found.append(1 / np.log2(place + 2) if place < 3 else 0.0)
+    np.testing.assert_allclose(table["alone/ndcg@3 at 1"].to_numpy(), found, atol=1e-6)
+    assert 0 < np.mean(found) < 1

@@ -5,6 +5,7 @@ Names end in their shape: U users, I items, B batch, N candidates, T text width,
 
 from __future__ import annotations
 
+import itertools
 import math
 import subprocess
 import sys
@@ -130,6 +131,21 @@ def test_propagating_first_projects_the_propagated_vectors() -> None:
         torch.testing.assert_close(one, hidden @ model.last.weight.T + model.last.bias, rtol=0, atol=2e-3)
 
 
+@pytest.mark.parametrize("starts", [[(0, 0)], [(0, 0), (4, 6), (7, 9)]])
+def test_centring_takes_the_mean_of_the_own_dataset_out(starts: list[tuple[int, int]]) -> None:
+    users, items = random_seen().nonzero(as_tuple=True)
+    graph, item_IT = InteractionGraph(users, items, num_users=9, num_items=14, domains=starts), 3 + normal(14, 6)
+    found = AlphaRec(6, centred=True).features(item_IT, graph).item_ST
+    for (_, first), (_, end) in itertools.pairwise([*starts, (9, 14)]):
+        rows = item_IT[first:end] - item_IT[first:end].mean(0)
+        torch.testing.assert_close(found[first:end], rows / rows.norm(dim=1, keepdim=True), rtol=0, atol=1e-14)
+    mean_T = normal(6)
+    reads = (AlphaRec(6, centred=centred).read(item_IT, mean_T) for centred in (True, False))
+    rows = item_IT - mean_T
+    torch.testing.assert_close(next(reads), rows / rows.norm(dim=1, keepdim=True), rtol=0, atol=1e-14)
+    assert next(reads) is item_IT
+
+
 def test_a_group_of_hidden_units_of_all_items_is_bounded() -> None:
     assert units_at_once(3_043, 4) == 512
     assert units_at_once(3_043, 2) == 256
@@ -249,8 +265,9 @@ def test_vectors_of_another_number_of_items_are_refused(rows: int) -> None:
 def test_vectors_that_are_not_finite_are_refused(value: float) -> None:
     item_IT = torch.zeros(14, 3)
     item_IT[[6, 11], 2] = value
-    with pytest.raises(ValueError, match="for item 6"):
-        TextFeatures.build(item_IT, graph_of(random_seen()))
+    for centred in (False, True):  # whose mean would be spoilt for every item
+        with pytest.raises(ValueError, match="for item 6"):
+            TextFeatures.build(item_IT, graph_of(random_seen()), centred=centred)
 
 
 # Sampled scores

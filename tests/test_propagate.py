@@ -73,6 +73,33 @@ def test_the_artifact_holds_what_propagating_in_memory_gives(inputs: Inputs, pro
     assert propagate(*inputs).manifest == propagated.manifest, "the same inputs find it"
 
 
+def test_centred_title_vectors_are_each_less_the_mean_of_their_own_dataset(inputs: Inputs) -> None:
+    store, settings, _, vectors = inputs
+    domain = settings.data.model_dump(exclude_unset=True)
+    data = {"format": "mix", "domains": {"one": domain, "other": domain}}
+    mixed = Settings.model_validate(
+        settings.model_dump(exclude_unset=True) | {"data": data, "name": "mixed", "model": {"centred": True}}
+    )
+    dataset, half = prepare(store, mixed), load_vectors(vectors)
+    twice = np.concatenate([half, half[::-1] * 2 + 1])
+    draft = store.draft("vectors", "mixed", "by-hand")
+    order = np.random.default_rng(1).permutation(2 * ITEMS)  # rows of a shard lie in any order
+    draft.write_table("items.parquet", pa.table({"shard": [0] * 2 * ITEMS, "row": np.argsort(order)}))
+    draft.write_table("vectors-00000.parquet", pa.table({"vector": vector_column(twice[order])}))
+    made = draft.commit(settings={}, inputs={}, summary={"items": 2 * ITEMS, "width": WIDTH, "fingerprint": {}})
+    found = propagate(store, mixed, dataset, made)
+    item_IT, weights = torch.from_numpy(twice).float(), layer_weights(2)
+    graph = build_graph(load_dataset(dataset))
+    expected = TextFeatures.build(item_IT, graph, weights=weights, centred=True)
+    for side, rows_XT in (("items", expected.item_ST), ("users", expected.user_UT)):
+        rows = torch.from_numpy(read_rows(found, side, 0, len(rows_XT))).float()
+        torch.testing.assert_close(
+            rows, rows_XT, rtol=2**-10, atol=1e-6
+        )  # halves, whose last bit a float32 sum decides
+    plain = mixed.model_copy(update={"model": mixed.model.model_copy(update={"centred": False})})
+    assert propagate(store, plain, dataset, made).version != found.version
+
+
 @pytest.mark.parametrize(("first", "last"), [(0, 40), (0, 7), (6, 8), (7, 14), (39, 40), (20, 20)])
 def test_rows_are_read_alone(inputs: Inputs, monkeypatch: pytest.MonkeyPatch, first: int, last: int) -> None:
     monkeypatch.setattr(alpharec.propagate, "ROWS", 7)

@@ -25,8 +25,8 @@ from alpharec.embed import embed
 from alpharec.encoders import make_encoder
 from alpharec.evaluation import evaluate_model, scored_by
 from alpharec.graph import layer_weights
-from alpharec.model import Objective
-from alpharec.networks import build_graph, build_model
+from alpharec.model import AlphaRec, Objective, mean_of_titles
+from alpharec.networks import build_graph, build_model, load_model
 from alpharec.ranking import Lists
 from alpharec.recommend import (
     RecommendError,
@@ -38,7 +38,7 @@ from alpharec.recommend import (
     represent_trained,
     represent_users,
 )
-from alpharec.train import Training, commit_model
+from alpharec.train import Training, commit_model, source_vectors
 from alpharec.vectors import load_vectors
 
 NUM_USERS, NUM_ITEMS, K = 24, 20, 5
@@ -235,6 +235,10 @@ def made(shop: Shop) -> Artifact:
     return recommend(shop.store, shop.settings)
 
 
+def bundle_mean(bundle: Artifact) -> torch.Tensor:
+    return bundle.read_tensors("mean.safetensors")["title_T"]
+
+
 def dense_scores(bundle: Artifact) -> Matrix:
     return matrix(bundle, "users.parquet", "representation") @ matrix(bundle, "items.parquet", "representation").T
 
@@ -316,14 +320,16 @@ def test_a_damaged_bundle_is_refused_by_name(shop: Shop) -> None:
     ],
 )
 @pytest.mark.parametrize("loss", ["infonce", "bpr"])
+@pytest.mark.parametrize("centred", [False, True])
 def test_a_trained_user_given_by_its_train_items_gets_its_own_representation(
-    shop: Shop, num_layers: int, order: str, loss: str
+    shop: Shop, num_layers: int, order: str, loss: str, centred: bool
 ) -> None:
     """Two routes: propagation over the graph, and projector plus the items' context."""
     own = {} if num_layers < 3 else {"layer_0_weight": 0.6}
     settings = Settings.model_validate(
         {
-            "model": {"num_layers": num_layers, "order": order, "hidden_width": 16, "width": 8} | own,
+            "model": {"num_layers": num_layers, "order": order, "hidden_width": 16, "width": 8, "centred": centred}
+            | own,
             "train": {"loss": loss, "num_negatives": 1},
             "seed": 7,
         }
@@ -334,7 +340,8 @@ def test_a_trained_user_given_by_its_train_items_gets_its_own_representation(
     user_UD, _, context_ID = represent_trained(dataset, item_IT.float(), network, objective)
     pairs = [torch.from_numpy(part) for part in (dataset.train.users, dataset.train.items)]
     lists = Lists.from_pairs(*pairs, NUM_USERS)  # all but the user without train items
-    found = objective.scale(represent_users(network, item_IT, context_ID, lists, block_size=7))
+    mean_T = mean_of_titles(item_IT.float()) if centred else None
+    found = objective.scale(represent_users(network, item_IT, context_ID, lists, mean_T=mean_T, block_size=7))
     # Float32 sums in another order; with propagate-first vectors of half precision, 2^-11, whose dot products are 0.1.
     tolerance = 1e-5 if order == "project-first" else 1e-3
     torch.testing.assert_close(found, user_UD[:NUM_USERS], atol=tolerance, rtol=0)
@@ -594,6 +601,48 @@ def test_a_new_item_has_only_layer_zero(shop: Shop) -> None:
     network = build_model(shop.settings, 32)
     text_IT = torch.randn(3, 32, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(represent_items(network, text_IT), network.project(text_IT).detach() / 3)
+
+
+@pytest.mark.parametrize(("order", "num_layers"), [("project-first", 0), ("project-first", 2), ("propagate-first", 2)])
+def test_newcomers_of_a_centred_model_are_read_by_the_bundles_own_mean(shop: Shop, order: str, num_layers: int) -> None:
+    """A user, an item and a wish that the bundle knows already come out as it has them."""
+    model = {"centred": True, "order": order, "num_layers": num_layers, "hidden_width": 16, "width": 8}
+    settings = shop_settings(shop.folder, name=f"centred-{order}-{num_layers}", model=model)
+    vectors = embed(shop.store, settings, shop.dataset)
+    source = source_vectors(shop.store, settings, shop.dataset, vectors)
+    training = Training.build(settings, shop.dataset, source)
+    assert all(training.run())
+    trained = commit_model(shop.store, settings, shop.dataset, vectors, training.state, run="here")
+    evaluation = evaluate_model(shop.store, settings, shop.dataset, vectors, trained)
+    bundle = publish(shop.store, settings, shop.dataset, vectors, trained, evaluation)
+    assert "projector of title vectors less their mean" in bundle.read_bytes("MODEL_CARD.md").decode()
+    # Items 18 and 19 have no train interaction: layer 0 is all a known item without interactions has.
+    title = f"{COLORS[0]} thing number{NUM_ITEMS - 2}"
+    train = histories(load_dataset(shop.dataset), "train")[0]
+    users = table_file(shop.folder, "twin.csv", "user_id,item_ids", "twin," + " ".join(f"i{item}" for item in train))
+    new = table_file(shop.folder, "twin_item.csv", "item_id,title", f"twin,{title}")
+    wishes = table_file(shop.folder, "twin_wish.csv", "user_id,query", f"twin,{title}")
+
+    def ask(**given: Any) -> dict[str, float]:
+        chosen = settings.recommend.model_copy(update={"k": 100, "users": users, "new_items": new} | given)
+        row = read_lists(recommend(shop.store, settings.model_copy(update={"recommend": chosen})))["twin"]
+        return dict(zip(row["item_ids"], row["scores"], strict=True))
+
+    found, scores = ask(), dense_scores(bundle)[0]
+    # propagate-first trains on halves, 2^-11, whose dot products are about 0.1.
+    tolerance = 1e-5 if order == "project-first" else 1e-3
+    assert found["twin"] == pytest.approx(found[f"i{NUM_ITEMS - 2}"], abs=tolerance)
+    for item in set(range(NUM_ITEMS)) - set(train):
+        assert found[f"i{item}"] == pytest.approx(scores[item], abs=tolerance)
+    network, _ = load_model(bundle.read_json("settings.json"), bundle.read_tensors("projector.safetensors"))
+    assert isinstance(network, AlphaRec)
+    if order == "propagate-first" or num_layers == 0:  # alpha 1 is then the projected wish alone
+        wish = network.project(network.read(torch.from_numpy(load_vectors(vectors)[[-2]]).float(), bundle_mean(bundle)))
+        item_ID = torch.from_numpy(matrix(bundle, "items.parquet", "representation")).float()
+        expected = (torch.nn.functional.normalize(wish, dim=1) @ item_ID.T)[0]
+        asked = ask(intentions=wishes, alpha=1.0)
+        assert asked[f"i{NUM_ITEMS - 1}"] == pytest.approx(float(expected[-1]), abs=tolerance)
+    assert ask(intentions=wishes, alpha=0.0) == found
 
 
 @pytest.mark.parametrize(

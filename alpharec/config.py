@@ -432,7 +432,7 @@ class SearchSettings(Section):
             "train.temperature": SearchRange(low=0.05, high=0.5, log=True),
             "train.learning_rate": SearchRange(low=1e-4, high=5e-3, log=True),
             "train.num_negatives": SearchRange(low=64, high=1024, log=True),
-            "model.num_layers": SearchRange(low=1, high=4),
+            "model.num_layers": SearchRange(low=1, high=8),
             "model.layer_0_weight": SearchRange(low=0.05, high=0.8),
             "model.hidden_width": SearchRange(low=108, high=3072, log=True),
         },

@@ -24,13 +24,30 @@ def parser(description: str, datasets: tuple[str, ...] = tuple(CONFIGS)) -> argp
 
 
 def settings_arguments(dataset: str, data: str, **options: Any) -> list[str]:
-    """Return the command line of a job on this dataset; ``train__seed=1`` becomes ``--train.seed 1``, True a flag."""
+    """Return the command line of a job on this dataset, with ``options_of`` the options."""
     given = ["--config", str(ROOT / "jobs/configs" / CONFIGS[dataset]), "--data.path", str(Path(data) / dataset)]
+    return given + options_of(**options)
+
+
+def options_of(**options: Any) -> list[str]:
+    """Return options of a command line: ``train__seed=1`` becomes ``--train.seed 1``, True a flag, None nothing."""
+    given = []
     for option, value in options.items():
         if value is not None and value is not False:
             given.append(f"--{option.replace('__', '.').replace('_', '-')}")
             given += [] if value is True else [str(value)]
     return given
+
+
+def add_set(arguments: argparse.ArgumentParser) -> None:
+    """Add ``--set KEY=VALUE …``, and KEY alone for a flag; ``set_options`` reads it."""
+    arguments.add_argument("--set", nargs="+", default=[], help="more settings, e.g. model.num_layers=6 model.centred")
+
+
+def set_options(given: argparse.Namespace) -> dict[str, Any]:
+    """Return what ``--set`` asks for, as options of ``settings_arguments``."""
+    pairs = (each.partition("=") for each in given.set)
+    return {key.replace(".", "__"): value or True for key, _, value in pairs}
 
 
 def run_parser(description: str, *, epochs: int, datasets: tuple[str, ...] = tuple(CONFIGS)) -> argparse.ArgumentParser:

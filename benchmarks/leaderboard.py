@@ -7,8 +7,8 @@ Closed forms walk their grid. Trained models are the presets of the settings: Al
 without titles, which take AlphaRec's batches, and but for bc-loss and multvae its loss ("-bpr": BPR, one negative).
 "alpharec-shuffled" is the control: titles of other items; "alpharec-centred" reads title vectors less their mean.
 ``--prompt`` puts noise around every title. With ``--trials``, each trained model's settings are searched first, by as
-many trials in the same ranges (those two take alpharec's).
-Where AlphaRec runs, each other model is compared with it by a paired t-test on the users' test Recall@20.
+many trials in the same ranges; ``--set`` gives all of them other settings.
+Each model is compared with the first by a paired t-test on the users' test Recall@20.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import ROOT, parser, print_result, settings_arguments
+from common import ROOT, add_set, parser, print_result, set_options, settings_arguments
 from scipy.stats import ttest_rel
 from torch import Tensor
 
@@ -128,9 +128,9 @@ class Board:
             "seed": self.given.seed,
             "train__max_epochs": self.given.epochs,
             "train__patience": self.given.patience,
-            "train__temperature": self.given.temperature,
             "model__hidden_width": None if name == "multvae" else self.given.hidden,
         }
+        options |= set_options(self.given)
         untuned = self.settings(**options)
         if not self.given.trials:
             return untuned
@@ -198,6 +198,7 @@ def run_trained(board: Board, name: str) -> tuple[dict[str, Any], Tensor]:
         "learning_rate": train.learning_rate,
         "num_layers": training.model.num_layers,
         "layer_0_weight": training.settings.model.layer_0_weight,
+        "centred": training.settings.model.centred,
         "temperature": train.temperature if train.loss in ("infonce", "bc") else None,
         "weights": sum(weight.numel() for weight in training.model.parameters()),
     }
@@ -248,7 +249,7 @@ def main() -> None:
     arguments.add_argument("--patience", type=int, default=3, help="validations without a better one, one in 5 epochs")
     arguments.add_argument("--trials", type=int, default=0, help="of a search of each trained model's settings before")
     arguments.add_argument("--hidden", type=int, default=None, help="alpharec's hidden width; unset: 1,536 for MiniLM")
-    arguments.add_argument("--temperature", type=float, default=None, help="of infonce; unset: the dataset's own")
+    add_set(arguments)
     arguments.add_argument(
         "--prompt", default=None, help="text around titles, e.g. '{title} xq zvw': noise; unset: none"
     )
@@ -268,11 +269,11 @@ def main() -> None:
         models[name], recall[name] = (run_closed if name in CLOSED else run_trained)(board, name)
         models[name]["seconds"] = round(time.monotonic() - started, 1)
         print(name, models[name], flush=True)
-    pairs = {}
-    for name in recall.keys() - {"alpharec"} if "alpharec" in recall else ():
-        found = ttest_rel(recall["alpharec"].numpy(), recall[name].numpy())
-        difference = float((recall["alpharec"] - recall[name]).mean())
-        pairs[f"alpharec - {name}"] = {"recall@20": round(difference, 4), "p": float(f"{found.pvalue:.2g}")}
+    pairs, first = {}, names[0]
+    for name in names[1:]:
+        found = ttest_rel(recall[first].numpy(), recall[name].numpy())
+        difference = float((recall[first] - recall[name]).mean())
+        pairs[f"{first} - {name}"] = {"recall@20": round(difference, 4), "p": float(f"{found.pvalue:.2g}")}
     users = len(next(iter(recall.values())))
     result = {"models": models, "paired_t_test": pairs, "users": users, "seeds": given.seeds}
     name = f"leaderboard-{given.dataset}{'-prompt' if given.prompt else ''}.html"

@@ -4,8 +4,8 @@
     python benchmarks/zero_shot.py --train ml-1m --test amazon-games amazon-toys --epochs 15
 
 Beside it, on each dataset: most popular; title vectors propagated without any training, as they are and centred, rounds
-of propagation chosen on the validation split; and the trained model with its rounds chosen so. Users weigh alike
-(``--users-drawn uniformly``, as the paper) or by their interactions.
+of propagation chosen on the validation split; and the trained model with its rounds chosen so. Users weigh alike, as in
+the paper; ``--set train.users_drawn=by-interactions`` weighs them by their interactions.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import warnings
 from typing import Any
 
 import torch
-from common import CONFIGS, ROOT, print_result, settings_arguments
+from common import CONFIGS, ROOT, add_set, options_of, print_result, set_options, settings_arguments
 
 from alpharec.artifacts import Artifact
 from alpharec.catalog import load_dataset
@@ -29,24 +29,20 @@ from alpharec.runtime import show_progress
 from alpharec.vectors import load_vectors
 
 METRICS = ("recall@20", "ndcg@20", "hr@20")
-ROUNDS = range(1, 7)
+ROUNDS = range(1, 9)
 
 
 def mixed(given: Any) -> Settings:
     """Return settings that train on all of the datasets; their vectors are those of a line of their own."""
-    names, options = given.train, {"storage": given.storage}
-    singles = {name: load_settings(settings_arguments(name, given.data, **options)) for name in names}
-    train = ["--train.max-epochs", given.epochs, "--train.patience", 3, "--train.users-drawn", given.users_drawn]
-    train += ["--evaluate.valid-mask", "train+test", "--model.hidden-width", given.hidden]
-    train += ["--model.centred"] if given.centred else []
-    train += ["--train.temperature", given.temperature, "--seed", given.seed, "--storage", given.storage]
+    options: dict[str, Any] = {"storage": given.storage, "seed": given.seed}
+    options |= {"train__max_epochs": given.epochs, "train__patience": 3, "evaluate__valid_mask": "train+test"}
+    options |= {"model__hidden_width": given.hidden, "name": "-and-".join(["mix", *given.train]), "data__format": "mix"}
     with tempfile.NamedTemporaryFile("w", suffix=".toml") as config:
-        for name in names:
-            data = singles[name].data.model_dump(exclude_unset=True)
+        for name in given.train:
+            data = load_settings(settings_arguments(name, given.data)).data.model_dump(exclude_unset=True)
             config.write("".join([f"[data.domains.{name}]\n", *(f"{key} = {json.dumps(data[key])}\n" for key in data)]))
         config.flush()
-        line = ["--config", config.name, "--name", "-and-".join(["mix", *names]), "--data.format", "mix"]
-        return load_settings([*line, *map(str, train)])
+        return load_settings(["--config", config.name, *options_of(**options | set_options(given))])
 
 
 def choose_rounds(settings: Settings, model: Artifact) -> dict[str, Any]:
@@ -87,9 +83,7 @@ def main() -> None:
     arguments.add_argument("--hidden", type=int, default=1536)
     arguments.add_argument("--epochs", type=int, default=15)
     arguments.add_argument("--seed", type=int, default=101)
-    arguments.add_argument("--temperature", type=float, default=0.15, help="the paper's for its mix of datasets")
-    arguments.add_argument("--users-drawn", default="uniformly", choices=["uniformly", "by-interactions"])
-    arguments.add_argument("--centred", action="store_true", help="read title vectors less the mean of their dataset's")
+    add_set(arguments)
     arguments.add_argument("--storage", default=str(ROOT / "store/benchmarks"))
     given = arguments.parse_args()
     warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
@@ -109,7 +103,7 @@ def main() -> None:
     own = trained["evaluate"].read_json("metrics.json")
     print_result(
         train=given.train,
-        users_drawn=given.users_drawn,
+        set=given.set,
         hidden=given.hidden,
         epochs=model.summary["epochs"],
         best_epoch=model.summary["best_epoch"],

@@ -392,9 +392,13 @@ class SearchRange(Section):
     log: bool = False
 
 
-# What a search may choose; title vectors, the graph and the validation lists do not depend on it, so trials share them.
+# What a search may choose; title vectors but for their mean, the graph and the validation lists do not depend on it, so
+# trials share them.
 SEARCHABLE: dict[str, type[Section]] = {
-    **dict.fromkeys(("model.num_layers", "model.layer_0_weight", "model.hidden_width", "model.width"), ModelSettings),
+    **dict.fromkeys(
+        ("model.centred", "model.num_layers", "model.layer_0_weight", "model.hidden_width", "model.width"),
+        ModelSettings,
+    ),
     **dict.fromkeys(
         ("train.temperature", "train.learning_rate", "train.num_negatives", "train.batch_size"), TrainSettings
     ),
@@ -404,7 +408,7 @@ SEARCHABLE: dict[str, type[Section]] = {
 def idle_parameters(settings: Settings) -> set[str]:
     """Return which of ``SEARCHABLE`` the model of these settings takes no notice of, or cannot have searched."""
     model, loss = settings.model, settings.train.loss
-    idle: set[str] = set()
+    idle = set() if model.kind == "alpharec" and model.order == "project-first" else {"model.centred"}
     if model.num_layers == 0 or model.kind == "multvae" or model.order == "propagate-first":
         idle |= {"model.num_layers", "model.layer_0_weight"}
     if model.kind == "id" or (model.kind == "alpharec" and model.projector != "mlp"):
@@ -432,6 +436,7 @@ class SearchSettings(Section):
             "train.temperature": SearchRange(low=0.05, high=0.5, log=True),
             "train.learning_rate": SearchRange(low=1e-4, high=5e-3, log=True),
             "train.num_negatives": SearchRange(low=64, high=1024, log=True),
+            "model.centred": (False, True),
             "model.num_layers": SearchRange(low=1, high=8),
             "model.layer_0_weight": SearchRange(low=0.05, high=0.8),
             "model.hidden_width": SearchRange(low=108, high=3072, log=True),
@@ -458,6 +463,8 @@ class SearchSettings(Section):
         for name, space in given.items():
             if isinstance(space, SearchRange):
                 low, high = _check_value(name, space.low), _check_value(name, space.high)
+                if isinstance(low, bool):
+                    raise ValueError(f"{name} needs a list of values (got a range); change search.parameters")
                 if low >= high or (space.log and low <= 0):
                     raise ValueError(
                         f"{name} needs low < high, and with log low > 0 (got low = {low:g}, high = {high:g}); "

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -30,7 +30,7 @@ from alpharec.artifacts import Artifact, Store, digest
 from alpharec.config import SEARCHABLE, SearchRange, Settings, SettingsError, change_settings, idle_parameters
 from alpharec.evaluation import Selection
 from alpharec.graph import InteractionGraph, layer_weights
-from alpharec.model import NonFiniteLossError, TextFeatures
+from alpharec.model import AlphaRec, NonFiniteLossError, TextFeatures
 from alpharec.networks import build_model
 from alpharec.report import lines, page, points
 from alpharec.runtime import connect, cpus_each, show_progress
@@ -40,6 +40,7 @@ from alpharec.train import (
     Training,
     TrainingError,
     check_negatives,
+    read_features,
     run_workers,
     source_vectors,
 )
@@ -202,15 +203,17 @@ class _Job:
 
     def training(self, settings: Settings) -> Training:
         """Return a run in this process, on the data as it lies in the object store, or on its copy on the GPU."""
-        graph, features, selection = ray.get(self.shared[0])
+        graph, features_of, selection = ray.get(self.shared[0])
+        features = features_of[settings.model.centred]
         device = torch.device("cuda" if settings.train.use_gpu else "cpu")
         graph, features, selection = graph.to(device), features and features.to(device), selection.to(device)
         sizes = self.vectors.summary["width"], graph.num_users, graph.num_items
         return Training(settings, graph, features, build_model(settings, *sizes).to(device), selection)
 
 
-def share(parts: tuple[InteractionGraph, TextFeatures | None, Selection]) -> ray.ObjectRef[Any]:
-    """Put data with tensors into Ray's object store, once for all processes of a node.
+def share(parts: tuple[InteractionGraph, Mapping[bool, TextFeatures | None], Selection]) -> ray.ObjectRef[Any]:
+    """Put data with tensors into Ray's object store, once for all processes of a node: the graph, features by
+    ``model.centred``, the validation lists.
 
     Who gets it reads it where it lies: no copy, and nothing may be written to it.
     """
@@ -254,7 +257,13 @@ def _run(
     job = _Job(store, settings, sweep, dataset, source, threads)
     if settings.train.most_workers == 1:
         built = Training.build(settings, dataset, source)
-        job = dataclasses.replace(job, shared=(share((built.graph, built.features, built.selection)),))
+        features = {settings.model.centred: built.features}
+        for centred in cast(tuple[bool, ...], settings.search.parameters.get("model.centred", ())):
+            if centred not in features:
+                other = with_parameters(settings, {"model.centred": centred})
+                network = cast(AlphaRec, build_model(other, source.summary["width"]))
+                features[centred] = read_features(other, source, built.graph, network)
+        job = dataclasses.replace(job, shared=(share((built.graph, features, built.selection)),))
     trainable = ray.tune.with_resources(ray.tune.with_parameters(_trial, job=job), resources)
     filesystem = pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(store.fs))
     place = store.at("sweeps", sweep)

@@ -386,7 +386,7 @@ class Training:
         ).to(device)
         selection = Selection.build(settings, pairs, graph)
         model = build_model(settings, vectors.summary["width"], graph.num_users, graph.num_items).to(device)
-        features = _read_features(settings, vectors, graph, model) if isinstance(model, AlphaRec) else None
+        features = read_features(settings, vectors, graph, model) if isinstance(model, AlphaRec) else None
         if isinstance(model, ItemWeights):
             model.solve(graph)
         return cls(settings, graph, features, model, selection)
@@ -469,8 +469,8 @@ class Training:
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
 
 
-def _read_features(settings: Settings, vectors: Artifact, graph: InteractionGraph, model: AlphaRec) -> TextFeatures:
-    """Read this worker's features, onto the graph's device."""
+def read_features(settings: Settings, vectors: Artifact, graph: InteractionGraph, model: AlphaRec) -> TextFeatures:
+    """Read this worker's features, as the model reads them, onto the graph's device."""
     train, device = settings.train, graph.items.device
     precision = getattr(torch, train.precision)
     share = graph.part.rows(graph.num_items)

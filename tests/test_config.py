@@ -441,15 +441,18 @@ def test_there_are_example_configs() -> None:
     assert {"sample", "ml1m"} <= {config.stem for config in CONFIGS}
 
 
+ROUNDS = ("model.num_layers", "model.layer_0_weight")
+
+
 @pytest.mark.parametrize(
     ("preset", "idle"),
     [
         ("paper", set()),
-        ("lightgcn", {"model.hidden_width"}),
+        ("lightgcn", {"model.centred", "model.hidden_width"}),
         ("no-mlp", {"model.hidden_width"}),
-        ("mf-bpr", {"model.hidden_width", "model.num_layers", "model.layer_0_weight", "train.temperature"}),
-        ("propagate-first", {"model.num_layers", "model.layer_0_weight"}),
-        ("multvae", {"model.num_layers", "model.layer_0_weight", "train.temperature", "train.num_negatives"}),
+        ("mf-bpr", {"model.centred", "model.hidden_width", *ROUNDS, "train.temperature"}),
+        ("propagate-first", {"model.centred", *ROUNDS}),
+        ("multvae", {"model.centred", *ROUNDS, "train.temperature", "train.num_negatives"}),
     ],
 )
 def test_parameters_that_a_model_takes_no_notice_of(preset: str, idle: set[str]) -> None:

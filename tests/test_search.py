@@ -19,7 +19,11 @@ from alpharec.graph import InteractionGraph
 from alpharec.search import SearchError, _row, first_points, format_search, search, share, to_toml, with_parameters
 from alpharec.train import Training
 
-SPACE = {"train.temperature": {"low": 0.05, "high": 0.5, "log": True}, "model.num_layers": [0, 1, 2]}
+SPACE = {
+    "train.temperature": {"low": 0.05, "high": 0.5, "log": True},
+    "model.num_layers": [0, 1, 2],
+    "model.centred": [False, True],
+}
 
 
 def make_search(storage: Path, train: dict[str, Any] | None = None, **chosen: Any) -> Settings:
@@ -45,8 +49,24 @@ def rows_of(found: Artifact) -> list[dict[str, Any]]:
 
 
 def test_the_settings_themselves_and_the_papers_temperatures_are_tried_first(searched: tuple[Any, ...]) -> None:
-    tried = [(row["train.temperature"], row["model.num_layers"]) for row in rows_of(searched[2])]
-    assert tried == [(0.15, 2), (0.05, 2), (0.1, 2), (0.2, 2)]
+    tried = [tuple(row[name] for name in SPACE) for row in rows_of(searched[2])]
+    assert tried == [(0.15, 2, False), (0.05, 2, False), (0.1, 2, False), (0.2, 2, False)]
+
+
+def test_trials_are_centred_or_not_as_they_ask_on_one_graph(searched: tuple[Any, ...], tmp_path: Path) -> None:
+    parameters = {"model.centred": [False, True]}
+    settings = make_search(tmp_path, {"max_epochs": 2}, num_trials=2, parameters=parameters)
+    inputs = make_inputs(tmp_path, settings)
+    found = search(inputs[0], settings, *inputs[1:])
+    scores = {row["model.centred"]: row["score"] for row in rows_of(found)}
+    for centred, score in scores.items():
+        alone = Training.build(with_parameters(settings, {"model.centred": centred}), *inputs[1:])
+        list(alone.run())
+        assert score == alone.state.best_score
+    assert scores.keys() == {False, True}
+    assert scores[False] != scores[True]
+    winner = load_settings(["--config", found.location("best.toml")])
+    assert winner.model.centred is max(scores, key=lambda centred: scores[centred])
 
 
 def test_best_toml_trains_the_best_trial_bit_for_bit(searched: tuple[Any, ...]) -> None:
@@ -217,6 +237,8 @@ def test_a_trial_that_failed_after_a_good_validation_does_not_win() -> None:
         ({"model.num_layers": {"low": 0, "high": 2, "log": True}}, r"with log low > 0"),
         ({"model.num_layers": [1.5]}, r"model\.num_layers cannot be 1\.5"),
         ({"model.num_layers": {"low": 1}}, r"high"),
+        ({"model.centred": [0.5]}, r"model\.centred cannot be 0\.5"),
+        ({"model.centred": {"low": 0, "high": 1}}, r"model\.centred needs a list of values"),
     ],
 )
 def test_a_space_that_cannot_be_searched_is_named(parameters: dict[str, Any], message: str) -> None:

@@ -224,12 +224,12 @@ class ModelSettings(Section):
     )
     projector: Literal["mlp", "linear", "identity"] = Field(
         "mlp",
-        description="mlp: Linear(d,h) - LeakyReLU - Linear(h,64). linear: Linear(d,64) without bias. identity: title "
-        "vectors as they are, nothing to train",
+        description="mlp: Linear(d,h) - LeakyReLU - Linear(h,64). linear: Linear(d,64) without bias. identity: the "
+        "title vectors themselves, nothing to train",
     )
     centred: bool = Field(
         False,
-        description="read title vectors less the mean over the catalog, at unit length: untrained, they then rank by "
+        description="read title vectors less their mean over the dataset, at unit length: untrained, they then rank by "
         "likeness alone, not by popularity too",
     )
     hidden_width: int | None = Field(

@@ -103,6 +103,7 @@ class Size:
         batch_size: positives a step, over all workers; ``scored_at_once`` of them drawn and scored at a time.
         block_size: users ranked at a time when validating.
         propagate_first: vectors were propagated ahead of training, so that a step takes its batch's rows alone.
+        centred: title vectors are read less their mean, which takes a second copy of them for a moment.
 
     Raises:
         EstimateError: a size is below 1, or there are more interactions than pairs.
@@ -125,6 +126,7 @@ class Size:
     valid: int = 0
     block_size: int = 1024
     propagate_first: bool = False
+    centred: bool = False
 
     @property
     def first_width(self) -> int:
@@ -148,7 +150,7 @@ class Size:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            least = 0 if name in ("num_layers", "held_out", "valid", "propagate_first") else 1
+            least = 0 if name in ("num_layers", "held_out", "valid", "propagate_first", "centred") else 1
             if isinstance(value, int) and value < least:
                 raise EstimateError(f"estimate: {name} must be {least} or more (got {value})")
         if self.precision not in BYTES:
@@ -251,6 +253,7 @@ def size_of(
         valid=0 if given.interactions else counts.get(train.select_on, 0),
         block_size=settings.evaluate.block_size,
         propagate_first=model.order == "propagate-first",
+        centred=model.centred,
     )
 
 
@@ -393,6 +396,7 @@ def _setup(size: Size, device: Device) -> tuple[float, float]:
     listing = 16 * (pairs + size.held_out / size.num_workers) + 75 * pairs
     means = 0.0 if size.commutes else users * size.text_width * 4
     features = row * 5 + means + (row * 2 if size.precision == "bfloat16" else 0)  # with torch.isfinite's answer
+    features += row * 4 if size.centred and not size.propagate_first else 0
     if not device.shares_host:
         return max(indexing, graph + 6 * row, graph + 4 * row + listing), graph + features
     both = max(indexing, graph + 6 * row, graph + 4 * row + listing, graph + features + listing / 4)

@@ -144,24 +144,34 @@ class TextFeatures:
 def centre(text_XT: Tensor, mean_T: Tensor) -> Tensor:
     """Return texts' vectors without the mean of a catalog's title vectors, ``mean_of_titles``, at unit length.
 
-    Left in, that mean becomes the larger by propagation the more interactions a node has, and ranks by popularity.
+    Left in, that mean becomes the larger by propagation the more interactions a node has, and ranks by popularity. A
+    row of zeros, an item in quarantine, stays one.
 
     Shapes: [X, T], [T] -> [X, T].
     """
-    return F.normalize(text_XT - mean_T, dim=1)
+    return F.normalize((text_XT - mean_T) * text_XT.any(1, keepdim=True), dim=1)
 
 
 def mean_of_titles(item_IT: Tensor) -> Tensor:
     """Return what a catalog's title vectors share, their mean, summed in double precision. Shapes: [I, T] -> [T]."""
-    return item_IT.mean(0, dtype=torch.float64).to(item_IT.dtype)
+    return (_sum_of_rows(item_IT) / len(item_IT)).to(item_IT.dtype)
+
+
+def _sum_of_rows(item_XT: Tensor) -> Tensor:
+    # Some rows at a time: a sum in double precision makes a copy first.
+    return torch.stack([part.sum(0, dtype=torch.float64) for part in item_XT.split(ROWS_AT_ONCE)]).sum(0)
 
 
 def _centre_items(item_ST: Tensor, graph: InteractionGraph) -> Tensor:
     first, starts = graph.part.rows(graph.num_items).start, [*graph.domain_items.tolist(), graph.num_items]
-    shares = [item_ST[max(0, start - first) : max(0, end - first)] for start, end in itertools.pairwise(starts)]
-    sum_T = torch.stack([share.sum(0, dtype=torch.float64) for share in shares])
-    means = (graph.part.sum(sum_T) / graph.domain_sizes[:, None]).to(item_ST.dtype)
-    return torch.cat([centre(share, mean_T) for share, mean_T in zip(shares, means, strict=True)])
+    shares = [slice(max(0, start - first), max(0, end - first)) for start, end in itertools.pairwise(starts)]
+    sums = graph.part.sum(torch.stack([_sum_of_rows(item_ST[share]) for share in shares]))
+    means = (sums / graph.domain_sizes[:, None]).to(item_ST.dtype)
+    centred_ST = torch.empty_like(item_ST)
+    for share, mean_T in zip(shares, means, strict=True):
+        for rows, read in zip(*(x_ST[share].split(ROWS_AT_ONCE) for x_ST in (centred_ST, item_ST)), strict=True):
+            rows.copy_(centre(read, mean_T))
+    return centred_ST
 
 
 def propagate_vectors(item_IC: Tensor, graph: InteractionGraph, weights: Sequence[float]) -> tuple[Tensor, Tensor]:
@@ -228,7 +238,10 @@ class AlphaRec(nn.Module):
 
     def read(self, text_XT: Tensor, mean_T: Tensor | None) -> Tensor:
         """Return texts' vectors as ``project`` takes them; ``mean_T`` of the catalog's titles, where ``centred``."""
-        return centre(text_XT, cast(Tensor, mean_T)) if self.centred else text_XT
+        if not self.centred:
+            return text_XT
+        assert mean_T is not None
+        return centre(text_XT, mean_T)
 
     @torch.no_grad()
     def project(self, text_XT: Tensor) -> Tensor:

@@ -32,7 +32,8 @@ ROWS = 1 << 16  # of a row group: what is read at least
 
 
 def propagate(store: Store, settings: Settings, dataset: Artifact, vectors: Artifact) -> Artifact:
-    """Return users' mean title vectors and items' title vectors, propagated, computing them unless the store has them.
+    """Return users' mean title vectors and items' title vectors, propagated, computing them unless the store has them;
+    with ``model.centred`` of the centred ones.
 
     Writes ``users-<block>.parquet`` and ``items-<block>.parquet``: ``vector``, fp16, some columns of every row.
     ``train.num_workers`` actors share the blocks, on GPUs with ``train.use_gpu``.
@@ -141,7 +142,7 @@ class _Propagator:
         columns = np.zeros((summary["items"], len(range(summary["width"])[chosen])), np.float32)
         for rows, part in iter_vectors(self.vectors):
             if self.centred:  # unit length takes every column
-                part = centre(torch.from_numpy(part).float(), self.means[self.domains_of(rows)]).numpy()
+                part = centre(torch.from_numpy(part).float(), self.means[self.domain_of(rows)]).numpy()
             columns[rows] = part[:, chosen]
         return columns
 
@@ -151,9 +152,9 @@ class _Propagator:
         sums = torch.zeros(len(self.domain_starts), self.vectors.summary["width"], dtype=torch.float64)
         counts = torch.diff(torch.tensor([*self.domain_starts, self.vectors.summary["items"]]))
         for rows, part in iter_vectors(self.vectors):
-            sums.index_add_(0, self.domains_of(rows), torch.from_numpy(part).double())
+            sums.index_add_(0, self.domain_of(rows), torch.from_numpy(part).double())
         return (sums / counts[:, None]).float()
 
-    def domains_of(self, rows: npt.NDArray[np.int64]) -> torch.Tensor:
+    def domain_of(self, rows: npt.NDArray[np.int64]) -> torch.Tensor:
         """Return which dataset of a mix items are of, 0 for all where there is one."""
         return torch.from_numpy(np.searchsorted(self.domain_starts, rows, side="right") - 1)

@@ -143,11 +143,11 @@ def _claim_run(store: Store, run: str, version: str, settings: Settings, vectors
     claimed = json.loads(store.read(*place))
     if claimed["version"] != version:
         changed = [
-            f"{section}.{key} was {old} and is {decides[section].get(key)}"
+            f"{section}.{key} was {values.get(key)} and is {decides[section].get(key)}"
             for section, values in claimed["settings"].items()
             if isinstance(values, dict)
-            for key, old in values.items()
-            if decides[section].get(key) != old
+            for key in sorted(values.keys() | decides[section].keys())
+            if decides[section].get(key) != values.get(key)
         ]
         raise TrainingError(
             f"run {run} was started with other inputs ({'; '.join(changed) or 'another seed, dataset or vectors'}); "

@@ -9,6 +9,13 @@ import resource
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
+from alpharec.config import Settings
+from alpharec.graph import InteractionGraph
+from alpharec.networks import build_model, build_objective, score
+from alpharec.ranking import Scored
+
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = {"ml-1m": "ml1m.toml", "amazon-games": "amazon-games.toml", "amazon-toys": "amazon-toys.toml"}
 
@@ -30,24 +37,26 @@ def settings_arguments(dataset: str, data: str, **options: Any) -> list[str]:
 
 
 def options_of(**options: Any) -> list[str]:
-    """Return options of a command line: ``train__seed=1`` becomes ``--train.seed 1``, True a flag, None nothing."""
+    """Return options of a command line: ``train__batch_size=1`` becomes ``--train.batch-size 1``, None nothing."""
     given = []
     for option, value in options.items():
-        if value is not None and value is not False:
-            given.append(f"--{option.replace('__', '.').replace('_', '-')}")
-            given += [] if value is True else [str(value)]
+        name = option.replace("__", ".").replace("_", "-")
+        if isinstance(value, bool):
+            given.append(f"--{name}" if value else f"--no-{name}")
+        elif value is not None:
+            given += [f"--{name}", str(value)]
     return given
 
 
 def add_set(arguments: argparse.ArgumentParser) -> None:
-    """Add ``--set KEY=VALUE …``, and KEY alone for a flag; ``set_options`` reads it."""
-    arguments.add_argument("--set", nargs="+", default=[], help="more settings, e.g. model.num_layers=6 model.centred")
+    """Add ``--set KEY=VALUE …``; ``set_options`` reads it."""
+    arguments.add_argument("--set", nargs="+", default=[], help="settings, e.g. model.num_layers=6 model.centred=true")
 
 
 def set_options(given: argparse.Namespace) -> dict[str, Any]:
     """Return what ``--set`` asks for, as options of ``settings_arguments``."""
-    pairs = (each.partition("=") for each in given.set)
-    return {key.replace(".", "__"): value or True for key, _, value in pairs}
+    pairs, flags = (each.partition("=") for each in given.set), {"true": True, "false": False}
+    return {key.replace(".", "__").replace("-", "_"): flags.get(value, value) for key, _, value in pairs}
 
 
 def run_parser(description: str, *, epochs: int, datasets: tuple[str, ...] = tuple(CONFIGS)) -> argparse.ArgumentParser:
@@ -69,6 +78,13 @@ def run_arguments(given: argparse.Namespace, **options: Any) -> list[str]:
         "train__max_epochs": given.epochs,
     }
     return settings_arguments(given.dataset, given.data, **asked, **options)
+
+
+def propagated_titles(item_IT: Tensor, graph: InteractionGraph, **model: Any) -> Scored:
+    """Return what the preset "text-propagation" ranks by, with other model settings. Shapes: item_IT [I, T]."""
+    settings = Settings.model_validate({"preset": "text-propagation", "model": model})
+    network = build_model(settings, item_IT.shape[1])
+    return score(network, build_objective(settings), graph, network.features(item_IT, graph))
 
 
 def peak_rss_mb() -> float:

@@ -7,8 +7,8 @@ Closed forms walk their grid. Trained models are the presets of the settings: Al
 without titles, which take AlphaRec's batches, and but for bc-loss and multvae its loss ("-bpr": BPR, one negative).
 "alpharec-shuffled" is the control: titles of other items; "alpharec-centred" reads title vectors less their mean.
 ``--prompt`` puts noise around every title. With ``--trials``, each trained model's settings are searched first, by as
-many trials in the same ranges; ``--set`` gives all of them other settings.
-Each model is compared with the first by a paired t-test on the users' test Recall@20.
+many trials in the same ranges (the control takes alpharec's); ``--set`` gives all of them other settings.
+Each model is compared with "alpharec", or else the first, by a paired t-test on the users' test Recall@20.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import ROOT, add_set, parser, print_result, set_options, settings_arguments
+from common import ROOT, add_set, parser, print_result, propagated_titles, set_options, settings_arguments
 from scipy.stats import ttest_rel
 from torch import Tensor
 
@@ -34,7 +34,7 @@ from alpharec.baselines import GraphFilter, ease, item_scores, train_lists
 from alpharec.catalog import Dataset, load_dataset
 from alpharec.config import PRESETS, Settings, load_settings
 from alpharec.evaluation import popularity, truth_and_seen
-from alpharec.networks import build_graph, build_model, build_objective, score
+from alpharec.networks import build_graph
 from alpharec.pipeline import run_stages
 from alpharec.ranking import Evaluation, Scored, evaluate
 from alpharec.report import bars, lines, page
@@ -105,11 +105,8 @@ class Board:
         elif name in ("text-neighbors", "text-propagation"):
             layers = range(1, 9) if name == "text-propagation" else (0,)
             for centred, num_layers in itertools.product((False, True), layers):
-                settings = self.settings(preset=name, model__num_layers=num_layers, model__centred=centred)
-                network = build_model(settings, self.item_IT.shape[1])
-                features = network.features(self.item_IT, graph)
-                found = score(network, build_objective(settings), graph, features)
-                yield {"num_layers": num_layers, "centred": centred}, found
+                setting = {"num_layers": num_layers, "centred": centred}
+                yield setting, propagated_titles(self.item_IT, graph, **setting)
         elif name == "ease":
             for regularization in (50, 100, 200, 400, 800, 1600, 3200):
                 setting = {"regularization": regularization}
@@ -269,8 +266,8 @@ def main() -> None:
         models[name], recall[name] = (run_closed if name in CLOSED else run_trained)(board, name)
         models[name]["seconds"] = round(time.monotonic() - started, 1)
         print(name, models[name], flush=True)
-    pairs, first = {}, names[0]
-    for name in names[1:]:
+    pairs, first = {}, "alpharec" if "alpharec" in names else names[0]
+    for name in recall.keys() - {first}:
         found = ttest_rel(recall[first].numpy(), recall[name].numpy())
         difference = float((recall[first] - recall[name]).mean())
         pairs[f"{first} - {name}"] = {"recall@20": round(difference, 4), "p": float(f"{found.pvalue:.2g}")}

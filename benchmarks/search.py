@@ -19,7 +19,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from common import ROOT, parser, print_result, settings_arguments
+from common import ROOT, options_of, parser, print_result, settings_arguments
 
 from alpharec.artifacts import Store
 from alpharec.config import Settings, load_settings
@@ -80,7 +80,7 @@ def main() -> None:
         assert found is not None
         rows, jobs = found.read_table("trials.parquet").to_pylist(), []
         for row in rows:
-            values = [f"--{name.replace('_', '-')}={row[name]}" for name in space]
+            values = options_of(**{name.replace(".", "__"): row[name] for name in space})
             jobs.append(timed("jobs/train.py", *options, *values))
             print(f"job {row['trial']}: {jobs[-1]:.1f} s", flush=True)
         models = [store.find("models", source.name, made) for made in store.folders("models", source.name)]

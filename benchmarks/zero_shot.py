@@ -14,10 +14,21 @@ import argparse
 import json
 import tempfile
 import warnings
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
-from common import CONFIGS, ROOT, add_set, options_of, print_result, set_options, settings_arguments
+from common import (
+    CONFIGS,
+    ROOT,
+    add_set,
+    options_of,
+    print_result,
+    propagated_titles,
+    set_options,
+    settings_arguments,
+)
 
 from alpharec.artifacts import Artifact
 from alpharec.catalog import load_dataset
@@ -25,6 +36,7 @@ from alpharec.config import Settings, load_settings
 from alpharec.evaluation import measure
 from alpharec.networks import build_graph, load_model, score
 from alpharec.pipeline import run_stages
+from alpharec.ranking import Scored
 from alpharec.runtime import show_progress
 from alpharec.vectors import load_vectors
 
@@ -51,23 +63,20 @@ def choose_rounds(settings: Settings, model: Artifact) -> dict[str, Any]:
     """
     done = run_stages(settings, "embed")
     data, item_IT = load_dataset(done["prepare"]), torch.from_numpy(load_vectors(done["embed"])).float()
-    graph, trained = build_graph(data), model.settings
-    untrained = trained | {"train": trained["train"] | {"max_epochs": 0}}
-    unprojected = {"projector": "identity", "order": "project-first"}
-    weights, identity = model.read_tensors("model.safetensors"), {"first.weight": torch.eye(item_IT.shape[1])}
-    models = {
-        "alpharec, rounds chosen": (trained, {}, weights),
-        "propagated titles": (untrained, unprojected | {"centred": False}, identity),
-        "propagated, centred": (untrained, unprojected | {"centred": True}, identity),
+    graph, weights = build_graph(data), model.read_tensors("model.safetensors")
+
+    def trained(**changed: Any) -> Scored:
+        network, objective = load_model(model.settings | {"model": model.settings["model"] | changed}, weights)
+        return score(network, objective, graph, network.features(item_IT, graph))
+
+    models: dict[str, Callable[..., Scored]] = {
+        "alpharec, rounds chosen": trained,
+        "propagated titles": partial(propagated_titles, item_IT, graph),
+        "propagated, centred": partial(propagated_titles, item_IT, graph, centred=True),
     }
     found = {}
-    for name, (chosen, options, of_model) in models.items():
-        tried = {}
-        for rounds in ROUNDS:
-            section = chosen["model"] | options | {"num_layers": rounds}
-            network, objective = load_model(chosen | {"model": section}, of_model)
-            scored = score(network, objective, graph, network.features(item_IT, graph))
-            tried[rounds] = measure(data, scored, settings.evaluate)[0]
+    for name, scored in models.items():
+        tried = {rounds: measure(data, scored(num_layers=rounds), settings.evaluate)[0] for rounds in ROUNDS}
         best = max(tried, key=lambda rounds: tried[rounds]["valid"]["recall@20"])
         found[name] = {"num_layers": best} | {metric: round(tried[best]["test"][metric], 4) for metric in METRICS}
         print(name, {rounds: round(of["valid"]["recall@20"], 4) for rounds, of in tried.items()}, flush=True)

@@ -332,6 +332,15 @@ def spoil_one_worker(part: Part) -> bool:
     return all(torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True))
 
 
+def centred_mix(part: Part) -> dict[str, Tensor]:
+    """Return users' means and items of two datasets, each centred by its own; items on all workers."""
+    users, items = isolated_seen().nonzero(as_tuple=True)
+    sizes = dict(zip(("num_users", "num_items"), isolated_seen().shape, strict=True))
+    graph = InteractionGraph(users, items, **sizes, part=part, domains=[(0, 0), (11, 9)])
+    features = TextFeatures.build(share(part, normal(sizes["num_items"], 6)), graph, commute=False, centred=True)
+    return {"user": features.user_UT, "item": graph.gather_items(features.item_ST)}
+
+
 def closed_forms(part: Part) -> dict[str, Tensor]:
     graph = graph_of(isolated_seen(), part)
     graph_filter = GraphFilter(graph, max_rank=3)
@@ -351,6 +360,7 @@ def work(rank: int, folder: Path) -> None:
             "commuted": take_steps(part, isolated_seen(), commute=True),
             "stored": take_steps(part, isolated_seen(), commute=False),
             "centred": take_steps(part, isolated_seen(), commute=True, centred=True),
+            "centred mix": centred_mix(part),
             "few": take_steps(part, two_users(), commute=True),
             **{other: take_steps(part, isolated_seen(), commute=True, other=other) for other in OTHERS},
             **{f"few {other}": take_steps(part, two_users(), commute=True, other=other) for other in OTHERS},
@@ -374,6 +384,7 @@ def test_workers_equal_one_worker(tmp_path: Path) -> None:
         "commuted": take_steps(Part(), isolated_seen(), commute=True),
         "stored": take_steps(Part(), isolated_seen(), commute=False),
         "centred": take_steps(Part(), isolated_seen(), commute=True, centred=True),
+        "centred mix": centred_mix(Part()),
         "few": take_steps(Part(), two_users(), commute=True),
         **{other: take_steps(Part(), isolated_seen(), commute=True, other=other) for other in OTHERS},
         **{f"few {other}": take_steps(Part(), two_users(), commute=True, other=other) for other in OTHERS},

@@ -84,11 +84,13 @@ def test_centred_title_vectors_are_each_less_the_mean_of_their_own_dataset(input
     twice = np.concatenate([half, half[::-1] * 2 + 1])
     draft = store.draft("vectors", "mixed", "by-hand")
     order = np.random.default_rng(1).permutation(2 * ITEMS)  # rows of a shard lie in any order
-    draft.write_table("items.parquet", pa.table({"shard": [0] * 2 * ITEMS, "row": np.argsort(order)}))
+    shards = [-1, *[0] * (2 * ITEMS - 1)]  # the first item is in quarantine
+    draft.write_table("items.parquet", pa.table({"shard": shards, "row": np.argsort(order)}))
     draft.write_table("vectors-00000.parquet", pa.table({"vector": vector_column(twice[order])}))
     made = draft.commit(settings={}, inputs={}, summary={"items": 2 * ITEMS, "width": WIDTH, "fingerprint": {}})
     found = propagate(store, mixed, dataset, made)
-    item_IT, weights = torch.from_numpy(twice).float(), layer_weights(2)
+    item_IT, weights = torch.from_numpy(load_vectors(made)).float(), layer_weights(2)
+    assert not item_IT[0].any()
     graph = build_graph(load_dataset(dataset))
     expected = TextFeatures.build(item_IT, graph, weights=weights, centred=True)
     for side, rows_XT in (("items", expected.item_ST), ("users", expected.user_UT)):

@@ -47,8 +47,6 @@ METRICS = ("recall@20", "ndcg@20", "hr@20")
 CLOSED = ("most-popular", "text-neighbors", "text-propagation", "ease", "gf-cf")
 SEARCHED = ("train.temperature", "train.learning_rate", "model.num_layers", "model.layer_0_weight")
 Candidate = tuple[dict[str, Any], Scored]
-
-
 TRAINED = (
     "alpharec",
     "alpharec-centred",

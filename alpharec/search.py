@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import logging
 import math
@@ -10,6 +11,7 @@ import os
 import tempfile
 import time
 import warnings
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +53,7 @@ PAPER_TEMPERATURES = (0.05, 0.1, 0.15, 0.2)  # the authors' grid
 REDUCTION = 3  # ASHA: one trial in so many goes on at each rung, and rungs are so many times apart
 LEASE_S = 600
 TOP = 5
+TUNER, SNAPSHOT = "tuner.pkl", "snapshot.zip"
 Parameters = Mapping[str, float]
 Row = dict[str, Any]
 
@@ -267,7 +270,7 @@ def _run(
     trainable = ray.tune.with_resources(ray.tune.with_parameters(_trial, job=job), resources)
     filesystem = pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(store.fs))
     place = store.at("sweeps", sweep)
-    if ray.tune.Tuner.can_restore(place, storage_filesystem=filesystem):
+    if _unpack(store, sweep):
         logger.info("search: going on with %s", store.uri("sweeps", sweep))
         tuner = ray.tune.Tuner.restore(place, trainable, resume_errored=True, storage_filesystem=filesystem)
     else:
@@ -289,7 +292,7 @@ def _run(
                 storage_filesystem=filesystem,
                 checkpoint_config=ray.tune.CheckpointConfig(num_to_keep=2),
                 failure_config=ray.tune.FailureConfig(max_failures=settings.train.max_failures),
-                callbacks=[_Progress(settings.search.num_trials)],
+                callbacks=[_Progress(settings.search.num_trials), _Snapshot()],
                 verbose=0,
             ),
         )
@@ -368,6 +371,56 @@ class _Progress(ray.tune.Callback):
         done, last = 1 + sum(each.is_finished() for each in trials if each is not trial), trial.last_result
         told = ", ".join(f"{name} {value:.4g}" for name, value in trial.config.items())
         logger.info("search: %s / %s, score %.4f: %s", done, self.num_trials, last.get("score", -1), told)
+
+
+class _Snapshot(ray.tune.Callback):
+    """Keeps all that Tune knows of the sweep in one object, replaced as one after each event.
+
+    Tune itself overwrites its files one by one, from a thread that reads what the next event writes (Ray 2.60). Killed
+    then, a sweep would find a file cut short, begin anew and tell of the new trials alone; or a trial that its searcher
+    does not know.
+    """
+
+    def __init__(self) -> None:
+        self.told, self.tuner = False, b""
+
+    def _tell(self, *event: Any, **info: Any) -> None:
+        self.told = True
+
+    on_trial_start = on_trial_save = on_trial_result = on_trial_complete = on_trial_error = _tell
+
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        if not self.told:
+            return
+        storage, packed = trials[0].storage, io.BytesIO()
+        place = Store(storage.storage_filesystem.handler.fs.unstrip_protocol(storage.experiment_fs_path))
+        states = Path(storage.experiment_driver_staging_path)
+        begun = max(file.stem for file in states.glob("experiment_state-*")).partition("-")[2]
+        try:
+            self.tuner = self.tuner or place.read(TUNER)
+            with zipfile.ZipFile(packed, "w") as files:
+                files.writestr(TUNER, self.tuner)
+                for file in states.glob(f"*state-{begun}.*"):
+                    files.write(file, file.name)
+            place.write(packed.getvalue(), SNAPSHOT)
+        except OSError as error:  # the next step tries again
+            logger.warning("search: %s", error)
+        else:
+            self.told = False
+
+
+def _unpack(store: Store, sweep: str) -> bool:
+    """Lay out what a stopped sweep kept as Tune looks for it; return whether it kept anything."""
+    if not store.exists("sweeps", sweep, SNAPSHOT):
+        return False
+    with zipfile.ZipFile(io.BytesIO(store.read("sweeps", sweep, SNAPSHOT))) as kept:
+        # Of several files of a kind, Tune takes the one that was begun last.
+        for name in store.files("sweeps", sweep).keys() - {SNAPSHOT, *kept.namelist()}:
+            if "state-" in name:
+                store.remove("sweeps", sweep, name)
+        for name in kept.namelist():
+            store.write(kept.read(name), "sweeps", sweep, name)
+    return True
 
 
 def _trial(config: dict[str, float], job: _Job) -> None:

@@ -157,6 +157,10 @@ def test_a_killed_sweep_goes_on_and_repeats_no_finished_trial(ray_local: None, t
     assert told[-1].startswith("search: 2 / 6"), "".join(told)
     (sweep,) = store.folders("sweeps")
     before = _reports(store, sweep)
+    states = [name for name in store.files("sweeps", sweep) if "state-" in name or name == "tuner.pkl"]
+    assert len(states) >= 4
+    for name in [*states, "experiment_state-2999-01-01_00-00-00.json"]:
+        store.write(b"", "sweeps", sweep, name)  # as a kill in the middle of Tune's own write leaves it
     found = search(store, settings, dataset, vectors)
     after, rows = _reports(store, sweep), rows_of(found)
     assert [row["trial"] for row in rows] == list(range(6))

@@ -17,7 +17,6 @@ import torch
 import torch.distributed
 import torch.nn.functional as F
 from torch import Tensor
-from torch_geometric import EdgeIndex
 
 MOST_INTERACTIONS = 2**31 - 1  # of a worker: index lists are int32
 VIRTUAL_SHARDS = 1024  # ranges of users of about equal cost; workers divide them, so at most 0.1% is out of balance
@@ -140,13 +139,9 @@ class InteractionGraph:
         _check_own(users, self.user_degree_U)
         order = torch.argsort(users * num_items + items)
         users, items = users[order], items[order]
-        edges = EdgeIndex(
-            torch.stack([users, items]), sparse_size=(last_user - self.first_user, num_items), sort_order="row"
-        )
-        # Half the bytes of the index lists: products wait for memory, not for arithmetic. EdgeIndex itself is let go.
-        (self.rowptr, self.items), (self.colptr, self.users) = (
-            (pointers.int(), indices.int()) for (pointers, indices), _ in (edges.get_csr(), edges.get_csc())
-        )
+        # Half the bytes of the index lists: products wait for memory, not for arithmetic.
+        self.items, self.users = items.int(), users.int()[torch.argsort(items.int(), stable=True)]
+        self.rowptr, self.colptr = _pointers(users, len(self.user_degree_U)), _pointers(items, num_items)
         self.user_scale_U1 = _inverse(self.user_degree_U.float().sqrt())[:, None]
         self.item_scale_I1 = _inverse(self.item_degree_I.float().sqrt())[:, None]
         # The r-th item a user has not seen is r + the number of seen items s_k with s_k - k <= r (s sorted, k = 0..).
@@ -299,6 +294,11 @@ def user_range(user_degree_U: Tensor, part: Part) -> tuple[int, int]:
     shards = [VIRTUAL_SHARDS * rank // part.size for rank in (part.rank, part.rank + 1)]
     first, last = torch.searchsorted(cost, torch.tensor([total * shard // VIRTUAL_SHARDS for shard in shards])).tolist()
     return first, len(user_degree_U) if part.rank == part.size - 1 else last
+
+
+def _pointers(rows: Tensor, num_rows: int) -> Tensor:
+    """Return where each row's entries begin among sorted ones, and their end: int32 [num_rows + 1]."""
+    return F.pad(torch.bincount(rows, minlength=num_rows).cumsum(0), (1, 0)).int()
 
 
 def _check_pairs(users: Tensor, items: Tensor, num_users: int, num_items: int) -> None:

@@ -95,9 +95,8 @@ def test_centred_title_vectors_are_each_less_the_mean_of_their_own_dataset(input
     expected = TextFeatures.build(item_IT, graph, weights=weights, centred=True)
     for side, rows_XT in (("items", expected.item_ST), ("users", expected.user_UT)):
         rows = torch.from_numpy(read_rows(found, side, 0, len(rows_XT))).float()
-        torch.testing.assert_close(
-            rows, rows_XT, rtol=2**-10, atol=1e-6
-        )  # halves, whose last bit a float32 sum decides
+        # Halves, whose last bit a float32 sum decides.
+        torch.testing.assert_close(rows, rows_XT, rtol=2**-10, atol=1e-6)
     plain = mixed.model_copy(update={"model": mixed.model.model_copy(update={"centred": False})})
     assert propagate(store, plain, dataset, made).version != found.version
 

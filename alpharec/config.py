@@ -235,7 +235,7 @@ class ModelSettings(Section):
     hidden_width: int | None = Field(
         None, ge=1, description="h; unset: the paper's for text widths it names (768, 1536, 3072, 4096), else 1536"
     )
-    width: int = Field(64, ge=1, description="width of a representation")
+    width: int = Field(64, ge=1, description="width of a representation, the paper's 64; wider ones tell more apart")
     num_layers: int = Field(2, ge=0, description="propagation rounds; 0 turns propagation off")
     layer_0_weight: float | None = Field(
         None,
@@ -440,6 +440,7 @@ class SearchSettings(Section):
             "model.num_layers": SearchRange(low=1, high=8),
             "model.layer_0_weight": SearchRange(low=0.05, high=0.8),
             "model.hidden_width": SearchRange(low=108, high=3072, log=True),
+            "model.width": SearchRange(low=64, high=256, log=True),
         },
         description="what is searched: setting -> {low, high, log} or a list of values",
     )

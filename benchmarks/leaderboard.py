@@ -193,6 +193,7 @@ def run_trained(board: Board, name: str) -> tuple[dict[str, Any], Tensor]:
         "learning_rate": train.learning_rate,
         "num_layers": training.model.num_layers,
         "layer_0_weight": training.settings.model.layer_0_weight,
+        "width": training.settings.model.width,
         "centred": training.settings.model.centred,
         "temperature": train.temperature if train.loss in ("infonce", "bc") else None,
         "weights": sum(weight.numel() for weight in training.model.parameters()),

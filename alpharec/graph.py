@@ -140,8 +140,10 @@ class InteractionGraph:
         order = torch.argsort(users * num_items + items)
         users, items = users[order], items[order]
         # Half the bytes of the index lists: products wait for memory, not for arithmetic.
-        self.items, self.users = items.int(), users.int()[torch.argsort(items.int(), stable=True)]
-        self.rowptr, self.colptr = _pointers(users, len(self.user_degree_U)), _pointers(items, num_items)
+        self.items = items.int()
+        self.users = users.int()[torch.argsort(self.items, stable=True)]
+        self.rowptr = _pointers(self.user_degree_U)
+        self.colptr = _pointers(torch.bincount(items, minlength=num_items))  # of this worker's users alone
         self.user_scale_U1 = _inverse(self.user_degree_U.float().sqrt())[:, None]
         self.item_scale_I1 = _inverse(self.item_degree_I.float().sqrt())[:, None]
         # The r-th item a user has not seen is r + the number of seen items s_k with s_k - k <= r (s sorted, k = 0..).
@@ -275,8 +277,7 @@ class _Linear(torch.autograd.Function):
 
 def _kept(pointers: Tensor, indices: Tensor, keep_E: Tensor) -> tuple[Tensor, Tensor]:
     """Return the row pointers and column indices of the entries that are kept."""
-    before = torch.cat([keep_E.new_zeros(1, dtype=torch.int32), keep_E.cumsum(0, dtype=torch.int32)])
-    return before[pointers.long()], indices[keep_E]
+    return _pointers(keep_E)[pointers.long()], indices[keep_E]
 
 
 def _inverse(x: Tensor) -> Tensor:
@@ -296,9 +297,9 @@ def user_range(user_degree_U: Tensor, part: Part) -> tuple[int, int]:
     return first, len(user_degree_U) if part.rank == part.size - 1 else last
 
 
-def _pointers(rows: Tensor, num_rows: int) -> Tensor:
-    """Return where each row's entries begin among sorted ones, and their end: int32 [num_rows + 1]."""
-    return F.pad(torch.bincount(rows, minlength=num_rows).cumsum(0), (1, 0)).int()
+def _pointers(count_X: Tensor) -> Tensor:
+    """Return where each row's entries begin in an index list, and the end of the last: int32 [X + 1]."""
+    return F.pad(count_X.cumsum(0, dtype=torch.int32), (1, 0))
 
 
 def _check_pairs(users: Tensor, items: Tensor, num_users: int, num_items: int) -> None:

@@ -1,7 +1,7 @@
 # Two commands are enough: `make demo` and `make test`. Both make .venv first; it takes a few minutes once.
 PYTHON ?= python3
 BIN := .venv/bin
-# Compiled afterwards, by all cores: a minute less on two.
+# Compiled afterwards, by all cores.
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile
 export HF_HUB_OFFLINE := 1
 export RAY_AUTH_MODE ?= token

@@ -298,7 +298,8 @@ def _run(
         )
     found: Any = tuner.fit()
     rows, curves = [], {}
-    for trial, result in enumerate(found):
+    for result in sorted(found, key=_number):  # a sweep that went on lists its latest trials first
+        trial = _number(result)
         epochs, scores, failure = _curve(result)
         curves[trial] = (epochs, scores)
         rows.append(_row(settings, trial, result, epochs, scores, failure))
@@ -358,7 +359,12 @@ def _searcher(settings: Settings, text_width: int) -> Any:
 
 
 def _folder(trial: Any) -> str:
-    return str(trial.trial_id)
+    """Name a trial's folder by its number, which Optuna's generator puts before the tag, and its id."""
+    return f"{int(trial.experiment_tag.partition('_')[0]) - 1}-{trial.trial_id}"
+
+
+def _number(result: Any) -> int:
+    return int(Path(result.path).name.partition("-")[0])
 
 
 class _Progress(ray.tune.Callback):
@@ -435,10 +441,10 @@ def _trial(config: dict[str, float], job: _Job) -> None:
         _train_here(job.training(settings))
         return
     run = f"{job.sweep}-{ray.tune.get_context().get_trial_id()}"
-    callback = _TellTune(f"{settings.train.select_on}_recall@{settings.evaluate.select_k}")
+    callback = _TellTune()
     failure = run_workers(job.store, settings, run, job.dataset, job.vectors, [callback]).return_value
     if failure:
-        ray.tune.report(_failed(0, failure))
+        ray.tune.report(_told(callback.curve, failure))
 
 
 def _train_here(training: Training) -> None:
@@ -448,10 +454,9 @@ def _train_here(training: Training) -> None:
             training.restore(State.load(Path(folder)))
     try:
         for due in training.run():
-            entry, state = training.state.history[-1], training.state
-            if training.selection.name not in entry:
+            if training.selection.name not in training.state.history[-1]:
                 continue
-            told = {"epoch": state.epoch, "score": state.best_score, "now": entry[training.selection.name]}
+            told = _told(training.curve)
             if not due:
                 ray.tune.report(told)
                 continue
@@ -459,25 +464,28 @@ def _train_here(training: Training) -> None:
                 training.snapshot().save(Path(folder))
                 ray.tune.report(told, checkpoint=ray.tune.Checkpoint.from_directory(folder))
     except NonFiniteLossError as error:
-        ray.tune.report(_failed(training.state.epoch, str(error)))
+        ray.tune.report(_told(training.curve, str(error)))
 
 
-def _failed(epoch: int, why: str) -> dict[str, Any]:
-    return {"epoch": epoch, "score": -1.0, "now": -1.0, "failure": why}
+def _told(curve: tuple[tuple[int, float], ...], failure: str = "") -> dict[str, Any]:
+    """Return what Tune is told: each time the whole curve, so that the last report alone, which the snapshot keeps,
+    says all of a trial. (Tune's TensorBoard logger draws a list, not a tuple, as a histogram.)
+    """
+    score = -1.0 if failure else max(score for _, score in curve)
+    return {"epoch": curve[-1][0] if curve else 0, "score": score, "curve": curve, "failure": failure}
 
 
 class _TellTune(TuneReportCallback):
     """Tells Tune of the validations of a run of Ray Train."""
 
-    def __init__(self, score: str) -> None:
+    def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.score = score
+        self.curve: tuple[tuple[int, float], ...] = ()
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
-        found = metrics[0]
-        if self.score in found:
-            told = {"epoch": found["epoch"], "score": found["best"], "now": found[self.score]}
-            super().after_report(run_context, [told], None)
+        if len(metrics[0]["curve"]) > len(self.curve):
+            self.curve = metrics[0]["curve"]
+            super().after_report(run_context, [_told(self.curve)], None)
 
 
 # ---------------------------------------------------------------- what is kept of it
@@ -485,13 +493,10 @@ class _TellTune(TuneReportCallback):
 
 def _curve(result: Any) -> tuple[list[float], list[float], str]:
     """Return a trial's validated epochs, their scores, and why it failed, if it did."""
-    table = result.metrics_dataframe
-    if table is None or "epoch" not in table:
-        return [], [], str(result.error or "no validation was reached")
-    # Epochs done again after an interruption are there twice.
-    by_epoch = dict(zip(table["epoch"].tolist(), table["now"].tolist(), strict=True))
-    valid = {epoch: score for epoch, score in sorted(by_epoch.items()) if score >= 0}
-    return list(valid), list(valid.values()), str(result.error or (result.metrics or {}).get("failure", ""))
+    last = result.metrics or {}
+    curve = last.get("curve", ())
+    failure = str(result.error or last.get("failure") or ("" if curve else "no validation was reached"))
+    return [epoch for epoch, _ in curve], [score for _, score in curve], failure
 
 
 def _row(settings: Settings, trial: int, result: Any, epochs: list[float], scores: list[float], failure: str) -> Row:

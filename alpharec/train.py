@@ -276,7 +276,7 @@ def _report(training: Training, *, due: bool) -> None:
         shown = [f"{name} {entry[name]:.4f}" for name in entry if name not in ("epoch", "step", "seconds", "workers")]
         told = f"{', '.join(shown)}, {entry['seconds']:.1f} s" if shown else "checkpoint inside an epoch"
         logger.info("train: epoch %s, %s", entry["epoch"], told)
-    entry = entry | {"best": state.best_score}
+    entry = entry | {"curve": training.curve}
     if not due or not first:
         ray.train.report(entry)
         return
@@ -390,6 +390,12 @@ class Training:
         if isinstance(model, ItemWeights):
             model.solve(graph)
         return cls(settings, graph, features, model, selection)
+
+    @property
+    def curve(self) -> tuple[tuple[int, float], ...]:
+        """The validations so far: epoch and score."""
+        name = self.selection.name
+        return tuple((entry["epoch"], entry[name]) for entry in self.state.history if name in entry)
 
     def run(self, wants_checkpoint: Callable[[], bool] = lambda: False) -> Iterator[bool]:
         """Train to the end, yielding after each epoch whether a checkpoint is due.

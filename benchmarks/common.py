@@ -17,6 +17,7 @@ from alpharec.networks import build_model, build_objective, score
 from alpharec.ranking import Scored
 
 ROOT = Path(__file__).resolve().parent.parent
+DATA = str(ROOT / "../shared/data")
 CONFIGS = {"ml-1m": "ml1m.toml", "amazon-games": "amazon-games.toml", "amazon-toys": "amazon-toys.toml"}
 
 
@@ -24,9 +25,7 @@ def parser(description: str, datasets: tuple[str, ...] = tuple(CONFIGS)) -> argp
     """Return a parser with the options every benchmark has."""
     arguments = argparse.ArgumentParser(description=description)
     arguments.add_argument("--dataset", required=True, choices=datasets)
-    arguments.add_argument(
-        "--data", default=str(ROOT / "../shared/data"), help="folder that holds the datasets' folders"
-    )
+    arguments.add_argument("--data", default=DATA, help="folder that holds the datasets' folders")
     return arguments
 
 

@@ -2,30 +2,47 @@
 
     python benchmarks/leaderboard.py --dataset ml-1m --models closed                    # under 8 minutes
     python benchmarks/leaderboard.py --dataset amazon-games --models mf,lightgcn,alpharec --seeds 3 --hidden 108
+    python benchmarks/leaderboard.py --config shop.toml --models alpharec,lightgcn,ease    # on data of your own
 
 Closed forms walk their grid. Trained models are the presets of the settings: AlphaRec and its ablations, and models
 without titles, which take AlphaRec's batches, and but for bc-loss and multvae its loss ("-bpr": BPR, one negative).
 "alpharec-shuffled" is the control: titles of other items; "alpharec-centred" reads title vectors less their mean.
 ``--prompt`` puts noise around every title. With ``--trials``, each trained model's settings are searched first, by as
 many trials in the same ranges (the control takes alpharec's); ``--set`` gives all of them other settings.
-Each model is compared with "alpharec", or else the first, by a paired t-test on the users' test Recall@20.
+
+What is trained lies in the storage, as the jobs leave it, each evaluation with its page: the same command goes on where
+it was stopped, and further models join what is there. Each model is compared with "alpharec", or else the first, by a
+paired t-test on the users' test Recall.
 """
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import json
 import statistics
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
-from common import ROOT, add_set, parser, print_result, propagated_titles, set_options, settings_arguments
+from common import (
+    CONFIGS,
+    DATA,
+    ROOT,
+    add_set,
+    options_of,
+    print_result,
+    propagated_titles,
+    set_options,
+    settings_arguments,
+)
 from scipy.stats import ttest_rel
 from torch import Tensor
 
@@ -33,17 +50,16 @@ from alpharec.artifacts import Artifact, Store
 from alpharec.baselines import GraphFilter, ease, item_scores, train_lists
 from alpharec.catalog import Dataset, load_dataset
 from alpharec.config import PRESETS, Settings, load_settings
-from alpharec.evaluation import popularity, truth_and_seen
-from alpharec.networks import build_graph
+from alpharec.evaluation import evaluate_model, popularity, truth_and_seen
+from alpharec.networks import build_graph, load_model
 from alpharec.pipeline import run_stages
 from alpharec.ranking import Evaluation, Scored, evaluate
 from alpharec.report import bars, lines, page
 from alpharec.runtime import show_progress
 from alpharec.search import search, with_parameters
-from alpharec.train import State, Training, source_vectors
-from alpharec.vectors import load_vectors
+from alpharec.train import fit
+from alpharec.vectors import ITEMS, KIND, load_vectors
 
-METRICS = ("recall@20", "ndcg@20", "hr@20")
 CLOSED = ("most-popular", "text-neighbors", "text-propagation", "ease", "gf-cf")
 SEARCHED = ("train.temperature", "train.learning_rate", "model.num_layers", "model.layer_0_weight")
 Candidate = tuple[dict[str, Any], Scored]
@@ -62,24 +78,52 @@ class Board:
     given: Any
 
     def settings(self, **options: Any) -> Settings:
-        return load_settings(
-            settings_arguments(
-                self.given.dataset,
-                self.given.data,
-                storage=self.given.storage,
-                encoder__prompt=self.given.prompt,
-                evaluate__valid_mask="train+test",
-                **options,
-            )
-        )
+        options |= {"storage": self.given.storage, "encoder__prompt": self.given.prompt}
+        if self.given.config:
+            return load_settings(["--config", self.given.config, *options_of(**options)])
+        defaults = {
+            "storage": str(ROOT / "store/benchmarks"),
+            "evaluate__valid_mask": "train+test",
+            "train__max_epochs": 75,
+            "train__patience": 3,
+        }
+        options = defaults | {name: value for name, value in options.items() if value is not None}
+        return load_settings(settings_arguments(self.given.dataset, self.given.data, **options))
 
     @cached_property
-    def embedded(self) -> dict[str, Artifact]:
-        return run_stages(self.settings(), "embed")
+    def store(self) -> Store:
+        return Store(self.settings().storage)
+
+    @cached_property
+    def k(self) -> int:
+        return self.settings().evaluate.select_k
+
+    @property
+    def metrics(self) -> tuple[str, str, str]:
+        return f"recall@{self.k}", f"ndcg@{self.k}", f"hr@{self.k}"
 
     @cached_property
     def prepared(self) -> Artifact:
         return run_stages(self.settings(), "prepare")["prepare"]
+
+    @cached_property
+    def vectors(self) -> Artifact:
+        return run_stages(self.settings(), "embed")["embed"]
+
+    @cached_property
+    def shuffled(self) -> Artifact:
+        """The vectors, each of another item's title: a version whose items point to other rows of the same shards."""
+        vectors, version = self.vectors, f"{self.vectors.version}-shuffled"
+        found = self.store.find(KIND, vectors.name, version)
+        if found is not None:
+            return found
+        draft = self.store.draft(KIND, vectors.name, version)
+        for file, facts in vectors.files.items():
+            draft.adopt(file, {"folder": vectors.version} | facts)
+        places = vectors.read_table(ITEMS)
+        order = np.random.default_rng(0).permutation(len(places))
+        draft.write_table(ITEMS, places.take(order).set_column(0, "item_id", places["item_id"]))
+        return draft.commit(settings={}, inputs={"vectors": vectors}, summary=vectors.summary)
 
     @cached_property
     def dataset(self) -> Dataset:
@@ -87,12 +131,12 @@ class Board:
 
     @cached_property
     def item_IT(self) -> Tensor:
-        return torch.from_numpy(load_vectors(self.embedded["embed"])).float()
+        return torch.from_numpy(load_vectors(self.vectors)).float()
 
     def measure(self, found: Scored, split: str) -> Evaluation:
         settings = self.settings().evaluate
         truth, seen = truth_and_seen(self.dataset.splits, split, settings, count=self.dataset.num_users)
-        chosen: dict[str, Any] = {"truth": truth, "seen": seen, "ks": (20,), "block_size": settings.block_size}
+        chosen: dict[str, Any] = {"truth": truth, "seen": seen, "ks": (self.k,), "block_size": settings.block_size}
         return evaluate(found, **chosen)
 
     def closed(self, name: str) -> Iterator[Candidate]:
@@ -117,14 +161,19 @@ class Board:
 
     def tuned(self, name: str) -> Settings:
         """Return the settings of a trained model, the best of a search where one is asked for."""
+        sections = PRESETS.get(name, {})
         options: dict[str, Any] = {
-            "preset": name if name in PRESETS else "paper",
-            "model__centred": name == "alpharec-centred",
             "seed": self.given.seed,
             "train__max_epochs": self.given.epochs,
             "train__patience": self.given.patience,
             "model__hidden_width": None if name == "multvae" else self.given.hidden,
         }
+        if name == "alpharec-centred":
+            options["model__centred"] = True
+        if sections.get("model", {}).get("kind", "alpharec") != "alpharec":  # titles are not read
+            options |= {"model__centred": False, "model__projector": "mlp", "model__order": "project-first"}
+        # Given one by one, a preset's settings count for more than those of a --config file.
+        options |= {f"{section}__{key}": value for section, given in sections.items() for key, value in given.items()}
         options |= set_options(self.given)
         untuned = self.settings(**options)
         if not self.given.trials:
@@ -136,122 +185,122 @@ class Board:
             "search__parameters": json.dumps({key: space[key] for key in SEARCHED}),
         }
         settings = self.settings(**options)
-        best = search(Store(settings.storage), settings, self.prepared, self.embedded["embed"]).summary["best"]
+        best = search(self.store, settings, self.prepared, self.vectors).summary["best"]
         print(name, "tuned:", best, flush=True)
         return with_parameters(settings, {key: best[key] for key in SEARCHED if key in best})
 
-    def trained(self, name: str, tuned: Settings, seed: int) -> Training:
-        """Return a run of a trained model, set up."""
-        settings = tuned.model_copy(update={"seed": seed})
-        vectors = source_vectors(Store(settings.storage), settings, self.prepared, self.embedded["embed"])
-        training = Training.build(settings, self.prepared, vectors)
-        if name == "alpharec-shuffled":
-            order = torch.randperm(len(self.item_IT), generator=torch.Generator().manual_seed(0))
-            training.features = training.model.features(self.item_IT[order], training.graph)
-        return training
+    def trained(self, name: str, settings: Settings) -> tuple[Artifact, Artifact]:
+        """Return a trained model and its evaluation, made unless the storage has them."""
+        vectors = self.shuffled if name == "alpharec-shuffled" else self.vectors
+        model = fit(self.store, settings, self.prepared, vectors)
+        return model, evaluate_model(self.store, settings, self.prepared, vectors, model)
 
 
-def run_closed(board: Board, name: str) -> tuple[dict[str, Any], Tensor]:
+def run_closed(board: Board, name: str) -> tuple[dict[str, Any], npt.NDArray[np.floating[Any]]]:
     """Return the test metrics of the setting that is best on the validation split, and each user's Recall."""
-    best: dict[str, Any] = {"valid_recall@20": -1.0}
+    recall, best = board.metrics[0], dict[str, Any]()
     test, valid_by_setting = None, {}
     for setting, found in board.closed(name):
-        valid = board.measure(found, "valid").means()["recall@20"]
+        valid = board.measure(found, "valid").means()[recall]
         valid_by_setting[" ".join(f"{key}={value}" for key, value in setting.items())] = round(valid, 4)
-        print(name, setting, f"valid_recall@20 {valid:.4f}", flush=True)
-        if valid > best["valid_recall@20"]:
+        print(name, setting, f"valid_{recall} {valid:.4f}", flush=True)
+        if test is None or valid > best[f"valid_{recall}"]:
             test = board.measure(found, "test")
-            best = {"setting": setting, "valid_recall@20": round(valid, 4)}
-            best |= {metric: round(test.means()[metric], 4) for metric in METRICS}
+            best = {"setting": setting, f"valid_{recall}": round(valid, 4)}
+            best |= {metric: round(test.means()[metric], 4) for metric in board.metrics}
         del found  # an item-item matrix, whose room the next one takes
     assert test is not None
-    return best | {"grid": valid_by_setting}, test.values["recall@20"]
+    return best | {"grid": valid_by_setting}, test.values[recall].numpy()
 
 
-def run_trained(board: Board, name: str) -> tuple[dict[str, Any], Tensor]:
+def run_trained(board: Board, name: str) -> tuple[dict[str, Any], npt.NDArray[np.floating[Any]]]:
     """Return the mean test metrics over seeds, each seed at its best validation epoch, and each user's mean Recall."""
-    tests, states = [], []
-    tuned = board.tuned(name)
+    recall, tuned, found = board.metrics[0], board.tuned(name), []
     for seed in range(board.given.seed, board.given.seed + board.given.seeds):
-        training = board.trained(name, tuned, seed)
-        for _ in training.run():
-            entry = training.state.history[-1]
-            if "valid_recall@20" in entry:
-                print(name, seed, {key: round(value, 4) for key, value in entry.items()}, flush=True)
-        training.model.load_state_dict(training.state.best_weights)
-        tests.append(board.measure(training.scored(), "test"))
-        states.append(training.state)
-        print(name, seed, tests[-1].means(), flush=True)
-    train = training.settings.train
+        found.append(board.trained(name, tuned.model_copy(update={"seed": seed})))
+        print(name, seed, {metric: round(found[-1][1].summary[metric], 4) for metric in board.metrics}, flush=True)
+    models = [model for model, _ in found]
     result: dict[str, Any] = {}
-    for metric in METRICS:
-        values = [test.means()[metric] for test in tests]
+    for metric in board.metrics:
+        values = [evaluation.summary[metric] for _, evaluation in found]
         result[metric] = round(statistics.mean(values), 4)
         result[f"{metric}_std"] = round(statistics.stdev(values), 4) if len(values) > 1 else None
+    network, _ = load_model(models[0].settings, models[0].read_tensors("model.safetensors"))
     result["setting"] = {
-        "loss": train.loss,
-        "learning_rate": train.learning_rate,
-        "num_layers": training.model.num_layers,
-        "layer_0_weight": training.settings.model.layer_0_weight,
-        "width": training.settings.model.width,
-        "centred": training.settings.model.centred,
-        "temperature": train.temperature if train.loss in ("infonce", "bc") else None,
-        "weights": sum(weight.numel() for weight in training.model.parameters()),
+        "loss": tuned.train.loss,
+        "learning_rate": tuned.train.learning_rate,
+        "num_layers": network.num_layers,
+        "layer_0_weight": tuned.model.layer_0_weight,
+        "width": tuned.model.width,
+        "centred": tuned.model.centred,
+        "temperature": tuned.train.temperature if tuned.train.loss in ("infonce", "bc") else None,
+        "weights": sum(weight.numel() for weight in network.parameters()),
     }
-    result["valid_recall@20"] = [round(state.best_score, 4) for state in states]
-    result["best_epoch"], result["epochs"] = [state.best_epoch for state in states], [state.epoch for state in states]
-    result["curve"] = curve(states[0])
-    return result, torch.stack([test.values["recall@20"] for test in tests]).mean(0)
+    select = f"{tuned.train.select_on}_{recall}"
+    result[select] = [round(model.summary[select], 4) for model in models]
+    result |= {key: [model.summary[key] for model in models] for key in ("best_epoch", "epochs")}
+    result["seconds"] = round(sum(model.summary["seconds"] for model in models), 1)
+    result["curve"] = curve(models[0], select)
+    tests = [evaluation.read_table("per_user.parquet", columns=[recall])[recall] for _, evaluation in found]
+    return result, np.mean([test.to_numpy() for test in tests], axis=0, dtype=np.float64)
 
 
-def curve(state: State) -> list[tuple[int, float, float]]:
+def curve(model: Artifact, select: str) -> list[tuple[int, float, float]]:
     """Return epoch, seconds trained until then, and the validation score, at each validation."""
     seconds, points = 0.0, []
-    for entry in state.history:
+    for entry in model.read_json("history.json"):
         seconds += entry["seconds"]
-        if "valid_recall@20" in entry:
-            points.append((entry["epoch"], round(seconds, 1), round(entry["valid_recall@20"], 4)))
+        if select in entry:
+            points.append((entry["epoch"], round(seconds, 1), round(entry[select], 4)))
     return points
 
 
-def write_page(path: Path, dataset: str, result: dict[str, Any]) -> None:
+def write_page(path: Path, board: Board, result: dict[str, Any]) -> None:
     """Write the page: the table, the metrics as bars, and how fast the trained models get there."""
-    models = result["models"]
+    models, recall = result["models"], board.metrics[0]
     figures = {
         f"test {metric}": bars(list(models), {"": [model[metric] for model in models.values()]}, y=metric)
-        for metric in METRICS
+        for metric in board.metrics
     }
     curves = {name: list(zip(*model["curve"], strict=True)) for name, model in models.items() if "curve" in model}
     for place, axis in enumerate(("epoch", "seconds of training steps")):
         if curves:
             series = {name: (points[place], points[2]) for name, points in curves.items()}
-            figures[f"validation by {axis}, first seed"] = lines(series, x=axis, y="valid recall@20")
-    columns = [column for metric in METRICS for column in (metric, f"{metric}_std")]
+            figures[f"validation by {axis}, first seed"] = lines(series, x=axis, y=f"valid {recall}")
+    columns = [column for metric in board.metrics for column in (metric, f"{metric}_std")]
     rows = [{"model": name} | {column: model.get(column) for column in columns} for name, model in models.items()]
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page(f"Models on {dataset}", result, figures, rows))
+    path.write_text(page(f"Models on {board.settings().name}", result, figures, rows))
     print(f"page: {path}")
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Run the models asked for and print their metrics."""
-    arguments = parser("Test metrics of AlphaRec and of other models, chosen on validation.")
+    arguments = argparse.ArgumentParser(
+        description="Test metrics of AlphaRec and of other models, chosen on validation."
+    )
+    data = arguments.add_mutually_exclusive_group(required=True)
+    data.add_argument("--dataset", choices=CONFIGS)
+    data.add_argument("--config", help="settings of your own data, as the jobs take them: TOML file")
+    arguments.add_argument("--data", default=DATA, help="folder that holds the datasets' folders")
     arguments.add_argument(
         "--models", default="closed", help=f"names, or 'closed', 'trained', 'all': {', '.join((*CLOSED, *TRAINED))}"
     )
     arguments.add_argument("--seeds", type=int, default=3, help="runs of each trained model")
     arguments.add_argument("--seed", type=int, default=101, help="the first of them")
-    arguments.add_argument("--epochs", type=int, default=75, help="at most")
-    arguments.add_argument("--patience", type=int, default=3, help="validations without a better one, one in 5 epochs")
+    arguments.add_argument("--epochs", type=int, default=None, help="at most; unset: 75, or as the --config file says")
+    arguments.add_argument(
+        "--patience", type=int, default=None, help="validations without a better one, one in 5 epochs; unset: 3, or so"
+    )
     arguments.add_argument("--trials", type=int, default=0, help="of a search of each trained model's settings before")
     arguments.add_argument("--hidden", type=int, default=None, help="alpharec's hidden width; unset: 1,536 for MiniLM")
     add_set(arguments)
     arguments.add_argument(
         "--prompt", default=None, help="text around titles, e.g. '{title} xq zvw': noise; unset: none"
     )
-    arguments.add_argument("--storage", default=str(ROOT / "store/benchmarks"))
-    arguments.add_argument("--page", default="", help="HTML file; unset: store/benchmarks/leaderboard-DATASET.html")
-    given = arguments.parse_args()
+    arguments.add_argument("--storage", default=None, help="unset: store/benchmarks, or as the --config file says")
+    arguments.add_argument("--page", default="", help="HTML file; unset: store/benchmarks/leaderboard-NAME.html")
+    given = arguments.parse_args(argv)
     groups = {"closed": CLOSED, "trained": TRAINED, "all": (*CLOSED, *TRAINED)}
     names = groups.get(given.models, given.models.split(","))
     unknown = set(names) - set(groups["all"])
@@ -263,18 +312,19 @@ def main() -> None:
     for name in names:
         started = time.monotonic()
         models[name], recall[name] = (run_closed if name in CLOSED else run_trained)(board, name)
-        models[name]["seconds"] = round(time.monotonic() - started, 1)
+        models[name].setdefault("seconds", round(time.monotonic() - started, 1))
         print(name, models[name], flush=True)
     pairs, first = {}, "alpharec" if "alpharec" in names else names[0]
     for name in recall.keys() - {first}:
-        found = ttest_rel(recall[first].numpy(), recall[name].numpy())
+        found = ttest_rel(recall[first], recall[name])
         difference = float((recall[first] - recall[name]).mean())
-        pairs[f"{first} - {name}"] = {"recall@20": round(difference, 4), "p": float(f"{found.pvalue:.2g}")}
+        pairs[f"{first} - {name}"] = {board.metrics[0]: round(difference, 4), "p": float(f"{found.pvalue:.2g}")}
     users = len(next(iter(recall.values())))
     result = {"models": models, "paired_t_test": pairs, "users": users, "seeds": given.seeds}
-    name = f"leaderboard-{given.dataset}{'-prompt' if given.prompt else ''}.html"
-    write_page(Path(given.page or ROOT / "store/benchmarks" / name), given.dataset, result)
-    print_result(dataset=given.dataset, prompt=given.prompt, **result)
+    name = board.settings().name
+    file = f"leaderboard-{name}{'-prompt' if given.prompt else ''}.html"
+    write_page(Path(given.page or ROOT / "store/benchmarks" / file), board, result)
+    print_result(dataset=name, prompt=given.prompt, **result)
 
 
 if __name__ == "__main__":

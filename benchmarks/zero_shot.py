@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from common import (
     CONFIGS,
+    DATA,
     ROOT,
     add_set,
     options_of,
@@ -88,7 +89,7 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description="Test metrics on datasets that were never trained on.")
     arguments.add_argument("--train", nargs="+", required=True, choices=CONFIGS)
     arguments.add_argument("--test", nargs="+", required=True, choices=CONFIGS)
-    arguments.add_argument("--data", default=str(ROOT / "../shared/data"), help="folder of the datasets' folders")
+    arguments.add_argument("--data", default=DATA, help="folder of the datasets' folders")
     arguments.add_argument("--hidden", type=int, default=1536)
     arguments.add_argument("--epochs", type=int, default=15)
     arguments.add_argument("--seed", type=int, default=101)

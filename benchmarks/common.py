@@ -64,6 +64,7 @@ def run_parser(description: str, *, epochs: int, datasets: tuple[str, ...] = tup
     arguments.add_argument("--hidden", type=int, default=None, help="hidden width; unset: 1,536 for MiniLM's 384")
     arguments.add_argument("--epochs", type=int, default=epochs)
     arguments.add_argument("--seed", type=int, default=101)
+    add_set(arguments)
     arguments.add_argument("--storage", default=str(ROOT / "store/benchmarks"))
     return arguments
 
@@ -76,7 +77,7 @@ def run_arguments(given: argparse.Namespace, **options: Any) -> list[str]:
         "model__hidden_width": given.hidden,
         "train__max_epochs": given.epochs,
     }
-    return settings_arguments(given.dataset, given.data, **asked, **options)
+    return settings_arguments(given.dataset, given.data, **asked | options | set_options(given))
 
 
 def propagated_titles(item_IT: Tensor, graph: InteractionGraph, **model: Any) -> Scored:

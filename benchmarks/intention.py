@@ -42,6 +42,7 @@ def main() -> None:
         ways[way]["alpha_of_group"] = found["alpha_of_group"]
     print_result(
         dataset=given.dataset,
+        set=given.set,
         queries=metrics["queries"],
         encoder_alone={name: round(value, 4) for name, value in metrics["encoder alone"].items()},
         alphas=metrics["together"]["alphas"],

@@ -21,6 +21,7 @@ import argparse
 import itertools
 import json
 import statistics
+import sys
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -52,7 +53,7 @@ from alpharec.catalog import Dataset, load_dataset
 from alpharec.config import PRESETS, Settings, load_settings
 from alpharec.evaluation import evaluate_model, popularity, truth_and_seen
 from alpharec.networks import build_graph, load_model
-from alpharec.pipeline import run_stages
+from alpharec.pipeline import EXPECTED, run_stages
 from alpharec.ranking import Evaluation, Scored, evaluate
 from alpharec.report import bars, lines, page
 from alpharec.runtime import show_progress
@@ -324,8 +325,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     name = board.settings().name
     file = f"leaderboard-{name}{'-prompt' if given.prompt else ''}.html"
     write_page(Path(given.page or ROOT / "store/benchmarks" / file), board, result)
-    print_result(dataset=name, prompt=given.prompt, **result)
+    print_result(dataset=name, prompt=given.prompt, set=given.set, **result)
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except EXPECTED as error:
+        sys.exit(f"leaderboard: {error}")

@@ -99,6 +99,7 @@ def main() -> None:
     steps = [abs(after - before) for before, after in itertools.pairwise(late)]
     print_result(
         dataset=given.dataset,
+        set=given.set,
         hidden=settings.model.resolve_hidden_width(done["embed"].summary["width"]),
         draws=given.draws,
         seed=given.seed,

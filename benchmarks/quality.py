@@ -4,8 +4,9 @@
     python benchmarks/quality.py --dataset ml-1m --hidden 108 --epochs 40   # about 7 minutes
     python benchmarks/quality.py --dataset amazon-games --hidden 108        # about 20 minutes
 
-The validation split is ranked as the reference runs did it, with train and test items masked; --valid-mask train is the
-strict protocol; the test metrics of an epoch are the same under both. A killed run goes on when started again.
+The validation split is ranked as the reference runs did it, with train and test items masked; ``--set
+evaluate.valid_mask=train`` is the strict protocol; the test metrics of an epoch are the same under both. A killed run
+goes on when started again.
 """
 
 from __future__ import annotations
@@ -19,20 +20,18 @@ from alpharec.runtime import show_progress
 
 def main() -> None:
     """Run the stages up to the evaluation and print its numbers."""
-    arguments = run_parser("Test metrics of AlphaRec on a real dataset.", epochs=75)
-    arguments.add_argument("--valid-mask", default="train+test", choices=["train", "train+test"])
-    given = arguments.parse_args()
+    given = run_parser("Test metrics of AlphaRec on a real dataset.", epochs=75).parse_args()
     show_progress()
-    options = run_arguments(given, evaluate__valid_mask=given.valid_mask)
+    options = run_arguments(given, evaluate__valid_mask="train+test")
     done = run_stages(load_settings(options), "evaluate")
     metrics, model = done["evaluate"].read_json("metrics.json"), done["train"].summary
     history = done["train"].read_json("history.json")
     print_result(
         dataset=given.dataset,
+        set=given.set,
         hidden=load_settings(options).model.resolve_hidden_width(model["text_width"]),
         **{name: round(metrics["test"][name], 4) for name in ("recall@20", "ndcg@20", "hr@20")},
         **{"valid_recall@20": round(model["valid_recall@20"], 4)},
-        valid_mask=given.valid_mask,
         best_epoch=model["best_epoch"],
         epochs=model["epochs"],
         seconds=model["seconds"],

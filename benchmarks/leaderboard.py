@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import statistics
 import sys
 import time
@@ -50,11 +49,11 @@ from torch import Tensor
 from alpharec.artifacts import Artifact, Store
 from alpharec.baselines import GraphFilter, ease, item_scores, train_lists
 from alpharec.catalog import Dataset, load_dataset
-from alpharec.config import PRESETS, Settings, load_settings
-from alpharec.evaluation import evaluate_model, popularity, truth_and_seen
+from alpharec.config import PRESETS, SearchSettings, Settings, load_settings
+from alpharec.evaluation import evaluate_model, measure, popularity
 from alpharec.networks import build_graph, load_model
 from alpharec.pipeline import EXPECTED, run_stages
-from alpharec.ranking import Evaluation, Scored, evaluate
+from alpharec.ranking import Scored
 from alpharec.report import bars, lines, page
 from alpharec.runtime import show_progress
 from alpharec.search import search, with_parameters
@@ -63,6 +62,7 @@ from alpharec.vectors import ITEMS, KIND, load_vectors
 
 CLOSED = ("most-popular", "text-neighbors", "text-propagation", "ease", "gf-cf")
 SEARCHED = ("train.temperature", "train.learning_rate", "model.num_layers", "model.layer_0_weight")
+OF_MODELS = ("model__", "train__", "contrast__", "search__")  # sections that a closed form does not read
 Candidate = tuple[dict[str, Any], Scored]
 TRAINED = (
     "alpharec",
@@ -79,7 +79,8 @@ class Board:
     given: Any
 
     def settings(self, **options: Any) -> Settings:
-        options |= {"storage": self.given.storage, "encoder__prompt": self.given.prompt}
+        own = {name: value for name, value in set_options(self.given).items() if not name.startswith(OF_MODELS)}
+        options |= {"storage": self.given.storage, "encoder__prompt": self.given.prompt} | own
         if self.given.config:
             return load_settings(["--config", self.given.config, *options_of(**options)])
         defaults = {
@@ -124,7 +125,7 @@ class Board:
         places = vectors.read_table(ITEMS)
         order = np.random.default_rng(0).permutation(len(places))
         draft.write_table(ITEMS, places.take(order).set_column(0, "item_id", places["item_id"]))
-        return draft.commit(settings={}, inputs={"vectors": vectors}, summary=vectors.summary)
+        return draft.commit(settings={}, inputs={"vectors": vectors}, summary=vectors.summary | {"published": False})
 
     @cached_property
     def dataset(self) -> Dataset:
@@ -133,12 +134,6 @@ class Board:
     @cached_property
     def item_IT(self) -> Tensor:
         return torch.from_numpy(load_vectors(self.vectors)).float()
-
-    def measure(self, found: Scored, split: str) -> Evaluation:
-        settings = self.settings().evaluate
-        truth, seen = truth_and_seen(self.dataset.splits, split, settings, count=self.dataset.num_users)
-        chosen: dict[str, Any] = {"truth": truth, "seen": seen, "ks": (self.k,), "block_size": settings.block_size}
-        return evaluate(found, **chosen)
 
     def closed(self, name: str) -> Iterator[Candidate]:
         """Yield a closed form at each setting of its grid."""
@@ -155,15 +150,18 @@ class Board:
                 setting = {"regularization": regularization}
                 yield setting, item_scores(ease(graph, **setting), train_lists(graph))  # no name keeps the matrix
         else:
-            graph_filter = GraphFilter(graph, max_rank=512, seed=self.given.seed)
-            for rank, low_pass in itertools.product((32, 64, 128, 256, 512), (0.25, 0.5, 1.0, 2.0)):
+            ranks = [rank for rank in (32, 64, 128, 256, 512) if rank <= graph.num_items] or [graph.num_items]
+            graph_filter = GraphFilter(graph, max_rank=ranks[-1], seed=self.given.seed)
+            for rank, low_pass in itertools.product(ranks, (0.25, 0.5, 1.0, 2.0)):
                 setting = {"rank": rank, "low_pass": low_pass}
                 yield setting, graph_filter.scores(**setting)
 
-    def tuned(self, name: str) -> Settings:
-        """Return the settings of a trained model, the best of a search where one is asked for."""
+    def untuned(self, name: str) -> Settings:
+        """Return the settings of a trained model. Its preset's count for more than those of a --config file."""
         sections = PRESETS.get(name, {})
         options: dict[str, Any] = {
+            "preset": "paper",
+            "model__kind": "alpharec",
             "seed": self.given.seed,
             "train__max_epochs": self.given.epochs,
             "train__patience": self.given.patience,
@@ -171,21 +169,29 @@ class Board:
         }
         if name == "alpharec-centred":
             options["model__centred"] = True
-        if sections.get("model", {}).get("kind", "alpharec") != "alpharec":  # titles are not read
+        chosen = sections.get("model", {})
+        if "kind" in chosen:  # titles are not read
             options |= {"model__centred": False, "model__projector": "mlp", "model__order": "project-first"}
-        # Given one by one, a preset's settings count for more than those of a --config file.
-        options |= {f"{section}__{key}": value for section, given in sections.items() for key, value in given.items()}
+        if "kind" in chosen or "order" in chosen or "num_layers" in chosen:
+            options["contrast__kind"] = "none"
+        if "num_layers" in chosen:
+            options["model__order"] = "project-first"
+        options |= {f"{section}__{key}": value for section, of in sections.items() for key, value in of.items()}
         options |= set_options(self.given)
-        untuned = self.settings(**options)
+        return with_parameters(self.settings(**options), {})
+
+    def tuned(self, name: str) -> Settings:
+        """Return the settings of a trained model, the best of a search where one is asked for."""
+        untuned = self.untuned(name)
         if not self.given.trials:
             return untuned
-        space = untuned.search.model_dump(mode="json", include={"parameters"})["parameters"]
-        options |= {
-            "search__num_trials": self.given.trials,
-            "search__grace_epochs": untuned.train.evaluate_every,
-            "search__parameters": json.dumps({key: space[key] for key in SEARCHED}),
+        ranges = SearchSettings().parameters | untuned.search.parameters
+        chosen = {
+            "num_trials": self.given.trials,
+            "grace_epochs": untuned.train.evaluate_every,
+            "parameters": {key: ranges[key] for key in SEARCHED},
         }
-        settings = self.settings(**options)
+        settings = untuned.model_copy(update={"search": untuned.search.model_copy(update=chosen)})
         best = search(self.store, settings, self.prepared, self.vectors).summary["best"]
         print(name, "tuned:", best, flush=True)
         return with_parameters(settings, {key: best[key] for key in SEARCHED if key in best})
@@ -199,19 +205,18 @@ class Board:
 
 def run_closed(board: Board, name: str) -> tuple[dict[str, Any], npt.NDArray[np.floating[Any]]]:
     """Return the test metrics of the setting that is best on the validation split, and each user's Recall."""
-    recall, best = board.metrics[0], dict[str, Any]()
-    test, valid_by_setting = None, {}
+    recall, best_valid, best, valid_by_setting = board.metrics[0], -1.0, dict[str, Any](), {}
     for setting, found in board.closed(name):
-        valid = board.measure(found, "valid").means()[recall]
+        metrics, test = measure(board.dataset, found, board.settings().evaluate)
+        valid = metrics["valid"][recall]
         valid_by_setting[" ".join(f"{key}={value}" for key, value in setting.items())] = round(valid, 4)
         print(name, setting, f"valid_{recall} {valid:.4f}", flush=True)
-        if test is None or valid > best[f"valid_{recall}"]:
-            test = board.measure(found, "test")
+        if valid > best_valid:
+            best_valid, values = valid, test.values[recall].numpy()
             best = {"setting": setting, f"valid_{recall}": round(valid, 4)}
-            best |= {metric: round(test.means()[metric], 4) for metric in board.metrics}
+            best |= {metric: round(metrics["test"][metric], 4) for metric in board.metrics}
         del found  # an item-item matrix, whose room the next one takes
-    assert test is not None
-    return best | {"grid": valid_by_setting}, test.values[recall].numpy()
+    return best | {"grid": valid_by_setting}, values
 
 
 def run_trained(board: Board, name: str) -> tuple[dict[str, Any], npt.NDArray[np.floating[Any]]]:
@@ -311,6 +316,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     show_progress()
     board, models, recall = Board(given), {}, {}
     for name in names:
+        if name not in CLOSED:
+            board.untuned(name)  # settings that do not fit are told of before anything is trained
+    for name in names:
         started = time.monotonic()
         models[name], recall[name] = (run_closed if name in CLOSED else run_trained)(board, name)
         models[name].setdefault("seconds", round(time.monotonic() - started, 1))
@@ -319,7 +327,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name in recall.keys() - {first}:
         found = ttest_rel(recall[first], recall[name])
         difference = float((recall[first] - recall[name]).mean())
-        pairs[f"{first} - {name}"] = {board.metrics[0]: round(difference, 4), "p": float(f"{found.pvalue:.2g}")}
+        pairs[f"{first} - {name}"] = {
+            board.metrics[0]: round(difference, 4),
+            "p": float(f"{found.pvalue:.2g}") if difference else None,
+        }
     users = len(next(iter(recall.values())))
     result = {"models": models, "paired_t_test": pairs, "users": users, "seeds": given.seeds}
     name = board.settings().name

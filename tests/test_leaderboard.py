@@ -13,6 +13,7 @@ from alpharec.artifacts import Store
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = """
 name = "board"
+preset = "no-mlp"
 storage = "{storage}"
 [data]
 format = "table"
@@ -59,6 +60,7 @@ def test_a_board_of_own_data_takes_its_settings_and_trains_nothing_twice(
     assert layers == {"alpharec": 3, "no-mlp": 3, "mf": 0}
     assert (models["alpharec"]["setting"]["centred"], models["mf"]["setting"]["centred"]) == (True, False)
     assert models["alpharec"]["epochs"] == [2]
+    assert models["alpharec"]["setting"]["weights"] != models["no-mlp"]["setting"]["weights"], "the file's preset"
     assert models["alpharec"]["recall@5"] != models["alpharec-shuffled"]["recall@5"]
     assert set(first["paired_t_test"]) == {f"alpharec - {name}" for name in models if name != "alpharec"}
     assert "<svg" in (tmp_path / "board.html").read_text()

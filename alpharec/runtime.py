@@ -5,6 +5,9 @@ from __future__ import annotations
 import logging
 import math
 import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import ray
 
@@ -18,8 +21,40 @@ def connect(settings: Settings) -> None:
     if settings.ray.address or "RAY_ADDRESS" in os.environ:
         ray.init(address=settings.ray.address or None)
     else:
-        # Without "local" Ray may join a stale cluster of this machine. The dashboard tells Train its actors' states.
-        ray.init(address="local", num_cpus=settings.ray.num_cpus, include_dashboard=True, logging_level=logging.WARNING)
+        start_local(settings.ray.num_cpus)
+
+
+def start_local(num_cpus: int | None = None) -> None:
+    """Start a Ray of this process's own, whatever other Rays this machine has or had.
+
+    Train's actors ask the dashboard whether their controller lives. Unless the environment they start with says where
+    it is, they look for a Ray on the machine, and ask another one, wait for one that is gone, or give up.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with environment(RAY_API_SERVER_ADDRESS=f"http://127.0.0.1:{port}"):
+        ray.init(
+            address="local",  # else Ray may join a stale cluster of this machine
+            num_cpus=num_cpus,
+            include_dashboard=True,
+            dashboard_port=port,
+            logging_level=logging.WARNING,
+        )
+
+
+@contextmanager
+def environment(**values: str) -> Iterator[None]:
+    """Have these environment variables inside; processes started there keep them."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def cpus_each(num_actors: int) -> int:

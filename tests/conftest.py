@@ -48,6 +48,8 @@ def ray_local(s3: str) -> Iterator[None]:
     """Start Ray on this machine; its workers inherit the environment, so S3 is there first."""
     import ray
 
-    ray.init(address="local", num_cpus=2, include_dashboard=True, logging_level=logging.WARNING)
+    from alpharec.runtime import start_local
+
+    start_local(num_cpus=2)
     yield
     ray.shutdown()

@@ -334,13 +334,28 @@ def test_a_run_killed_with_two_workers_ends_with_one_as_if_undisturbed(
     assert [loss for _, loss in history] == pytest.approx([loss for _, loss in wanted], abs=1e-4)
 
 
+def test_actors_ask_the_ray_they_run_on_whatever_others_the_machine_has(ray_local: None) -> None:
+    """As Train's own do, to see whether their controller lives."""
+    import ray
+    from ray.util.state import get_actor
+
+    @ray.remote(num_cpus=0)
+    class Asking:
+        def state(self) -> str:
+            return str(get_actor(ray.get_runtime_context().get_actor_id()).state)
+
+    assert ray.get(Asking.remote().state.remote()) == "ALIVE"  # type: ignore[attr-defined]
+    assert "RAY_API_SERVER_ADDRESS" not in os.environ, "a later job would be sent there"
+
+
 def _kill_after_checkpoints(settings: Settings, inputs: tuple[Any, ...], run: Path, *, checkpoints: int) -> None:
     script = (
-        "import sys, ray\n"
+        "import sys\n"
         "from alpharec.artifacts import Store\n"
         "from alpharec.config import Settings\n"
+        "from alpharec.runtime import start_local\n"
         "from alpharec.train import fit\n"
-        "ray.init(address='local', num_cpus=2, include_dashboard=True)\n"
+        "start_local(num_cpus=2)\n"
         "settings = Settings.model_validate_json(sys.argv[1]); store = Store(settings.storage)\n"
         "dataset, vectors = store.find('datasets', 'board', sys.argv[2]), store.find('vectors', 'board', 'by-hand')\n"
         "fit(store, settings, dataset, vectors)\n"

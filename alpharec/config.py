@@ -22,34 +22,41 @@ from pydantic_settings.exceptions import SettingsError as UnreadableError
 PAPER_HIDDEN_WIDTH = {768: 6144, 1536: 3072, 3072: 1536, 4096: 1152}
 # For any other text width: the official 9/32 rule gives 108 for 384-d vectors and costs 13% Recall on ml-1m.
 DEFAULT_HIDDEN_WIDTH = 1536
-MULTVAE_HIDDEN_WIDTH = 600
 
+# Presets name what the model excludes too, so that ``PRESETS[name]`` over any settings makes that model.
+PLAIN: dict[str, dict[str, Any]] = {"contrast": {"kind": "none"}}
+UNPROPAGATED: dict[str, Any] = {"num_layers": 0, "order": "project-first"}
+NO_TITLES: dict[str, Any] = {"projector": "mlp", "centred": False, "order": "project-first"}
 # Models that know no titles: Adam at 1e-3; AlphaRec's loss and batches, or ("-bpr") BPR with one negative.
 ID_MODELS: dict[str, dict[str, dict[str, Any]]] = {
-    "lightgcn": {"model": {"kind": "id"}},
-    "mf": {"model": {"kind": "id", "num_layers": 0}},
-    "sgl": {"model": {"kind": "id"}, "contrast": {"kind": "dropped-edges", "weight": 0.1}},
-    "xsimgcl": {"model": {"kind": "id", "layer_0_weight": 0.0}, "contrast": {"kind": "noise", "weight": 0.2}},
+    "lightgcn": {"model": NO_TITLES | {"kind": "id"}} | PLAIN,
+    "mf": {"model": NO_TITLES | UNPROPAGATED | {"kind": "id"}} | PLAIN,
+    "sgl": {"model": NO_TITLES | {"kind": "id"}, "contrast": {"kind": "dropped-edges", "weight": 0.1}},
+    "xsimgcl": {
+        "model": NO_TITLES | {"kind": "id", "layer_0_weight": 0.0},
+        "contrast": {"kind": "noise", "weight": 0.2},
+    },
 }
 BPR = {"loss": "bpr", "num_negatives": 1}
 CLOSED_FORMS = ("ease", "gf-cf")
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "paper": {},
-    "linear-mapping": {"model": {"projector": "linear", "num_layers": 0}},
+    "linear-mapping": {"model": UNPROPAGATED | {"projector": "linear"}} | PLAIN,
     "no-mlp": {"model": {"projector": "linear"}},
-    "no-propagation": {"model": {"num_layers": 0}},
+    "no-propagation": {"model": UNPROPAGATED} | PLAIN,
     "no-contrast": {"train": BPR},
-    "propagate-first": {"model": {"order": "propagate-first"}},
+    "propagate-first": {"model": {"order": "propagate-first"}} | PLAIN,
     "text-propagation": {"model": {"projector": "identity"}, "train": {"max_epochs": 0}},
-    "text-neighbors": {"model": {"projector": "identity", "num_layers": 0}, "train": {"max_epochs": 0}},
+    "text-neighbors": {"model": UNPROPAGATED | {"projector": "identity"}, "train": {"max_epochs": 0}} | PLAIN,
     **{name: sections | {"train": {"learning_rate": 1e-3}} for name, sections in ID_MODELS.items()},
     **{f"{name}-bpr": sections | {"train": {"learning_rate": 1e-3} | BPR} for name, sections in ID_MODELS.items()},
-    "bc-loss": {"model": {"kind": "id"}, "train": {"learning_rate": 1e-3, "loss": "bc"}},
+    "bc-loss": {"model": NO_TITLES | {"kind": "id"}, "train": {"learning_rate": 1e-3, "loss": "bc"}} | PLAIN,
     "multvae": {
-        "model": {"kind": "multvae", "width": 200},
+        "model": NO_TITLES | {"kind": "multvae", "hidden_width": 600, "width": 200},
         "train": {"learning_rate": 1e-3, "loss": "multinomial"},
-    },
-    **{name: {"model": {"kind": name}, "train": {"max_epochs": 0}} for name in CLOSED_FORMS},
+    }
+    | PLAIN,
+    **{name: {"model": NO_TITLES | {"kind": name}, "train": {"max_epochs": 0}} | PLAIN for name in CLOSED_FORMS},
 }
 
 
@@ -258,9 +265,7 @@ class ModelSettings(Section):
         return self
 
     def resolve_hidden_width(self, text_width: int) -> int:
-        """Return h for vectors of ``text_width``: the setting, else the paper's, else 1,536; MultVAE's own is 600."""
-        if self.kind == "multvae":
-            return self.hidden_width or MULTVAE_HIDDEN_WIDTH
+        """Return h for vectors of ``text_width``: the setting, else the paper's, else 1,536."""
         return self.hidden_width or PAPER_HIDDEN_WIDTH.get(text_width, DEFAULT_HIDDEN_WIDTH)
 
 
@@ -580,6 +585,11 @@ class Settings(BaseSettings):
     intention: IntentionSettings = IntentionSettings()
     recommend: RecommendSettings = RecommendSettings()
     ray: RaySettings = RaySettings()
+
+    @property
+    def selection(self) -> str:
+        """Name of the score that picks the epoch, e.g. ``valid_recall@20``."""
+        return f"{self.train.select_on}_recall@{self.evaluate.select_k}"
 
     @model_validator(mode="before")
     @classmethod

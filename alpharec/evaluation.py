@@ -282,7 +282,7 @@ class Selection:
             first, end = (min(max(user, own[0]), own[1]) for user in users[domain : domain + 2])
             truth, seen = truth_and_seen(pairs, split, chosen, first=first, count=end - first, first_item=item)
             ranked.append(Ranked(slice(first - own[0], end - own[0]), slice(item, item + size), truth, seen))
-        return cls(f"{split}_recall@{chosen.select_k}", ranked, graph.part, chosen).to(graph.items.device)
+        return cls(settings.selection, ranked, graph.part, chosen).to(graph.items.device)
 
     def to(self, device: torch.device) -> Selection:
         """Return the same with its lists on ``device``."""

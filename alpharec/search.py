@@ -519,7 +519,7 @@ def _row(settings: Settings, trial: int, result: Any, epochs: list[float], score
 def _summary(settings: Settings, sweep: str, rows: list[Row], best: Row) -> dict[str, Any]:
     return {
         "sweep": sweep,
-        "metric": f"{settings.train.select_on}_recall@{settings.evaluate.select_k}",
+        "metric": settings.selection,
         "best": {name: value for name, value in best.items() if name not in ("error", "state", "seconds")},
         "first": rows[0]["score"],
         "trials": len(rows),

@@ -104,7 +104,7 @@ def commit_model(
             "fingerprint": vectors.summary["fingerprint"],
             "best_epoch": state.best_epoch,
             "epochs": state.epoch,
-            f"{settings.train.select_on}_recall@{settings.evaluate.select_k}": state.best_score,
+            settings.selection: state.best_score,
             "seconds": round(sum(entry["seconds"] for entry in state.history), 1),
         },
     )

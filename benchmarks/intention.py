@@ -30,7 +30,7 @@ def main() -> None:
         intention__texts=str(Path(given.data) / given.dataset / "descriptions.jsonl.gz"),
         intention__text_column="description",
     )
-    done = run_stages(load_settings(options), "intention")
+    done = run_stages(settings := load_settings(options), "intention")
     metrics, model = done["intention"].read_json("metrics.json"), done["train"].summary
     print(format_intentions(done["intention"]), done["intention"].location("report.html"), sep="\n")
     ways = {}
@@ -49,7 +49,7 @@ def main() -> None:
         **ways,
         best_epoch=model["best_epoch"],
         epochs=model["epochs"],
-        **{"valid_recall@20": round(model["valid_recall@20"], 4)},
+        **{settings.selection: round(model[settings.selection], 4)},
     )
 
 

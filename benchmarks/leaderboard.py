@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import re
 import statistics
 import sys
 import time
@@ -50,7 +51,8 @@ from alpharec.artifacts import Artifact, Store
 from alpharec.baselines import GraphFilter, ease, item_scores, train_lists
 from alpharec.catalog import Dataset, load_dataset
 from alpharec.config import PRESETS, SearchSettings, Settings, load_settings
-from alpharec.evaluation import evaluate_model, measure, popularity
+from alpharec.evaluation import Selection, evaluate_model, measure, popularity
+from alpharec.graph import InteractionGraph
 from alpharec.networks import build_graph, load_model
 from alpharec.pipeline import EXPECTED, run_stages
 from alpharec.ranking import Scored
@@ -62,7 +64,7 @@ from alpharec.vectors import ITEMS, KIND, load_vectors
 
 CLOSED = ("most-popular", "text-neighbors", "text-propagation", "ease", "gf-cf")
 SEARCHED = ("train.temperature", "train.learning_rate", "model.num_layers", "model.layer_0_weight")
-OF_MODELS = ("model__", "train__", "contrast__", "search__")  # sections that a closed form does not read
+OF_MODELS = re.compile("(model|contrast|search)__|train__(?!select_on)")  # settings that a closed form does not read
 Candidate = tuple[dict[str, Any], Scored]
 TRAINED = (
     "alpharec",
@@ -79,8 +81,9 @@ class Board:
     given: Any
 
     def settings(self, **options: Any) -> Settings:
-        own = {name: value for name, value in set_options(self.given).items() if not name.startswith(OF_MODELS)}
-        options |= {"storage": self.given.storage, "encoder__prompt": self.given.prompt} | own
+        """Return the settings of the data, and of a model where ``options`` name one's."""
+        given = {name: value for name, value in set_options(self.given).items() if not OF_MODELS.match(name)}
+        options |= {"storage": self.given.storage, "encoder__prompt": self.given.prompt} | given
         if self.given.config:
             return load_settings(["--config", self.given.config, *options_of(**options)])
         defaults = {
@@ -93,24 +96,25 @@ class Board:
         return load_settings(settings_arguments(self.given.dataset, self.given.data, **options))
 
     @cached_property
-    def store(self) -> Store:
-        return Store(self.settings().storage)
+    def own(self) -> Settings:
+        return self.settings()
 
     @cached_property
-    def k(self) -> int:
-        return self.settings().evaluate.select_k
+    def store(self) -> Store:
+        return Store(self.own.storage)
 
     @property
     def metrics(self) -> tuple[str, str, str]:
-        return f"recall@{self.k}", f"ndcg@{self.k}", f"hr@{self.k}"
+        k = self.own.evaluate.select_k
+        return f"recall@{k}", f"ndcg@{k}", f"hr@{k}"
 
     @cached_property
     def prepared(self) -> Artifact:
-        return run_stages(self.settings(), "prepare")["prepare"]
+        return run_stages(self.own, "prepare")["prepare"]
 
     @cached_property
     def vectors(self) -> Artifact:
-        return run_stages(self.settings(), "embed")["embed"]
+        return run_stages(self.own, "embed")["embed"]
 
     @cached_property
     def shuffled(self) -> Artifact:
@@ -132,12 +136,16 @@ class Board:
         return load_dataset(self.prepared)
 
     @cached_property
+    def graph(self) -> InteractionGraph:
+        return build_graph(self.dataset)
+
+    @cached_property
     def item_IT(self) -> Tensor:
         return torch.from_numpy(load_vectors(self.vectors)).float()
 
     def closed(self, name: str) -> Iterator[Candidate]:
         """Yield a closed form at each setting of its grid."""
-        graph = build_graph(self.dataset)
+        graph = self.graph
         if name == "most-popular":
             yield {}, popularity(self.dataset)
         elif name in ("text-neighbors", "text-propagation"):
@@ -151,34 +159,24 @@ class Board:
                 yield setting, item_scores(ease(graph, **setting), train_lists(graph))  # no name keeps the matrix
         else:
             ranks = [rank for rank in (32, 64, 128, 256, 512) if rank <= graph.num_items] or [graph.num_items]
-            graph_filter = GraphFilter(graph, max_rank=ranks[-1], seed=self.given.seed)
+            graph_filter = GraphFilter(graph, max_rank=ranks[-1], seed=self.own.seed)
             for rank, low_pass in itertools.product(ranks, (0.25, 0.5, 1.0, 2.0)):
                 setting = {"rank": rank, "low_pass": low_pass}
                 yield setting, graph_filter.scores(**setting)
 
     def untuned(self, name: str) -> Settings:
         """Return the settings of a trained model. Its preset's count for more than those of a --config file."""
-        sections = PRESETS.get(name, {})
+        preset = PRESETS.get(name, {"model": {"centred": True}} if name == "alpharec-centred" else {})
         options: dict[str, Any] = {
             "preset": "paper",
             "model__kind": "alpharec",
             "seed": self.given.seed,
             "train__max_epochs": self.given.epochs,
             "train__patience": self.given.patience,
-            "model__hidden_width": None if name == "multvae" else self.given.hidden,
+            "model__hidden_width": self.given.hidden,
         }
-        if name == "alpharec-centred":
-            options["model__centred"] = True
-        chosen = sections.get("model", {})
-        if "kind" in chosen:  # titles are not read
-            options |= {"model__centred": False, "model__projector": "mlp", "model__order": "project-first"}
-        if "kind" in chosen or "order" in chosen or "num_layers" in chosen:
-            options["contrast__kind"] = "none"
-        if "num_layers" in chosen:
-            options["model__order"] = "project-first"
-        options |= {f"{section}__{key}": value for section, of in sections.items() for key, value in of.items()}
-        options |= set_options(self.given)
-        return with_parameters(self.settings(**options), {})
+        options |= {f"{section}__{key}": value for section, of in preset.items() for key, value in of.items()}
+        return with_parameters(self.settings(**options | set_options(self.given)), {})
 
     def tuned(self, name: str) -> Settings:
         """Return the settings of a trained model, the best of a search where one is asked for."""
@@ -205,24 +203,25 @@ class Board:
 
 def run_closed(board: Board, name: str) -> tuple[dict[str, Any], npt.NDArray[np.floating[Any]]]:
     """Return the test metrics of the setting that is best on the validation split, and each user's Recall."""
-    recall, best_valid, best, valid_by_setting = board.metrics[0], -1.0, dict[str, Any](), {}
+    selection = Selection.build(board.own, board.dataset.splits, board.graph)
+    best_score, best, grid = -1.0, dict[str, Any](), {}
     for setting, found in board.closed(name):
-        metrics, test = measure(board.dataset, found, board.settings().evaluate)
-        valid = metrics["valid"][recall]
-        valid_by_setting[" ".join(f"{key}={value}" for key, value in setting.items())] = round(valid, 4)
-        print(name, setting, f"valid_{recall} {valid:.4f}", flush=True)
-        if valid > best_valid:
-            best_valid, values = valid, test.values[recall].numpy()
-            best = {"setting": setting, f"valid_{recall}": round(valid, 4)}
+        score = selection.score(found)
+        grid[" ".join(f"{key}={value}" for key, value in setting.items())] = round(score, 4)
+        print(name, setting, f"{selection.name} {score:.4f}", flush=True)
+        if score > best_score:
+            metrics, test = measure(board.dataset, found, board.own.evaluate)
+            best_score, values = score, test.values[board.metrics[0]].numpy()
+            best = {"setting": setting, selection.name: round(score, 4)}
             best |= {metric: round(metrics["test"][metric], 4) for metric in board.metrics}
         del found  # an item-item matrix, whose room the next one takes
-    return best | {"grid": valid_by_setting}, values
+    return best | {"grid": grid}, values
 
 
 def run_trained(board: Board, name: str) -> tuple[dict[str, Any], npt.NDArray[np.floating[Any]]]:
     """Return the mean test metrics over seeds, each seed at its best validation epoch, and each user's mean Recall."""
     recall, tuned, found = board.metrics[0], board.tuned(name), []
-    for seed in range(board.given.seed, board.given.seed + board.given.seeds):
+    for seed in range(tuned.seed, tuned.seed + board.given.seeds):
         found.append(board.trained(name, tuned.model_copy(update={"seed": seed})))
         print(name, seed, {metric: round(found[-1][1].summary[metric], 4) for metric in board.metrics}, flush=True)
     models = [model for model, _ in found]
@@ -242,11 +241,10 @@ def run_trained(board: Board, name: str) -> tuple[dict[str, Any], npt.NDArray[np
         "temperature": tuned.train.temperature if tuned.train.loss in ("infonce", "bc") else None,
         "weights": sum(weight.numel() for weight in network.parameters()),
     }
-    select = f"{tuned.train.select_on}_{recall}"
-    result[select] = [round(model.summary[select], 4) for model in models]
+    result[tuned.selection] = [round(model.summary[tuned.selection], 4) for model in models]
     result |= {key: [model.summary[key] for model in models] for key in ("best_epoch", "epochs")}
     result["seconds"] = round(sum(model.summary["seconds"] for model in models), 1)
-    result["curve"] = curve(models[0], select)
+    result["curve"] = curve(models[0], tuned.selection)
     tests = [evaluation.read_table("per_user.parquet", columns=[recall])[recall] for _, evaluation in found]
     return result, np.mean([test.to_numpy() for test in tests], axis=0, dtype=np.float64)
 
@@ -263,7 +261,7 @@ def curve(model: Artifact, select: str) -> list[tuple[int, float, float]]:
 
 def write_page(path: Path, board: Board, result: dict[str, Any]) -> None:
     """Write the page: the table, the metrics as bars, and how fast the trained models get there."""
-    models, recall = result["models"], board.metrics[0]
+    models = result["models"]
     figures = {
         f"test {metric}": bars(list(models), {"": [model[metric] for model in models.values()]}, y=metric)
         for metric in board.metrics
@@ -272,11 +270,11 @@ def write_page(path: Path, board: Board, result: dict[str, Any]) -> None:
     for place, axis in enumerate(("epoch", "seconds of training steps")):
         if curves:
             series = {name: (points[place], points[2]) for name, points in curves.items()}
-            figures[f"validation by {axis}, first seed"] = lines(series, x=axis, y=f"valid {recall}")
+            figures[f"validation by {axis}, first seed"] = lines(series, x=axis, y=board.own.selection)
     columns = [column for metric in board.metrics for column in (metric, f"{metric}_std")]
     rows = [{"model": name} | {column: model.get(column) for column in columns} for name, model in models.items()]
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page(f"Models on {board.settings().name}", result, figures, rows))
+    path.write_text(page(f"Models on {board.own.name}", result, figures, rows))
     print(f"page: {path}")
 
 
@@ -293,7 +291,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--models", default="closed", help=f"names, or 'closed', 'trained', 'all': {', '.join((*CLOSED, *TRAINED))}"
     )
     arguments.add_argument("--seeds", type=int, default=3, help="runs of each trained model")
-    arguments.add_argument("--seed", type=int, default=101, help="the first of them")
+    arguments.add_argument("--seed", type=int, default=None, help="the first of them; unset: 101, or the file's")
     arguments.add_argument("--epochs", type=int, default=None, help="at most; unset: 75, or as the --config file says")
     arguments.add_argument(
         "--patience", type=int, default=None, help="validations without a better one, one in 5 epochs; unset: 3, or so"
@@ -333,7 +331,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         }
     users = len(next(iter(recall.values())))
     result = {"models": models, "paired_t_test": pairs, "users": users, "seeds": given.seeds}
-    name = board.settings().name
+    name = board.own.name
     file = f"leaderboard-{name}{'-prompt' if given.prompt else ''}.html"
     write_page(Path(given.page or ROOT / "store/benchmarks" / file), board, result)
     print_result(dataset=name, prompt=given.prompt, set=given.set, **result)

@@ -23,19 +23,19 @@ def main() -> None:
     given = run_parser("Test metrics of AlphaRec on a real dataset.", epochs=75).parse_args()
     show_progress()
     options = run_arguments(given, evaluate__valid_mask="train+test")
-    done = run_stages(load_settings(options), "evaluate")
+    done = run_stages(settings := load_settings(options), "evaluate")
     metrics, model = done["evaluate"].read_json("metrics.json"), done["train"].summary
-    history = done["train"].read_json("history.json")
+    history, select = done["train"].read_json("history.json"), settings.selection
     print_result(
         dataset=given.dataset,
         set=given.set,
-        hidden=load_settings(options).model.resolve_hidden_width(model["text_width"]),
+        hidden=settings.model.resolve_hidden_width(model["text_width"]),
         **{name: round(metrics["test"][name], 4) for name in ("recall@20", "ndcg@20", "hr@20")},
-        **{"valid_recall@20": round(model["valid_recall@20"], 4)},
+        **{select: round(model[select], 4)},
         best_epoch=model["best_epoch"],
         epochs=model["epochs"],
         seconds=model["seconds"],
-        curve={entry["epoch"]: round(entry["valid_recall@20"], 4) for entry in history if "valid_recall@20" in entry},
+        curve={entry["epoch"]: round(entry[select], 4) for entry in history if select in entry},
         most_popular={name: round(metrics["baselines"]["most-popular"][name], 4) for name in ("recall@20", "ndcg@20")},
     )
 

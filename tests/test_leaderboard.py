@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,13 @@ from typing import Any
 import pytest
 
 from alpharec.artifacts import Store
+from alpharec.config import PRESETS
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = """
 name = "board"
 preset = "no-mlp"
+seed = 7
 storage = "{storage}"
 [data]
 format = "table"
@@ -27,47 +30,73 @@ backend = "hash"
 [model]
 num_layers = 3
 centred = true
+order = "propagate-first"
 hidden_width = 8
 [train]
-max_epochs = 2
+max_epochs = 1
 evaluate_every = 1
 [evaluate]
 ks = [5, 20]
 select_k = 5
 """
-MODELS = "most-popular,alpharec,alpharec-shuffled,no-mlp,mf"
+MODELS = ("most-popular", "alpharec", "alpharec-shuffled")
 
 
-def test_a_board_of_own_data_takes_its_settings_and_trains_nothing_twice(
-    ray_local: None, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def leaderboard(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     import leaderboard
 
-    config = tmp_path / "shop.toml"
-    config.write_text(CONFIG.format(storage=tmp_path / "store", sample=ROOT / "jobs/sample"))
-    given = ["--config", str(config), "--seeds", "1", "--page", str(tmp_path / "board.html")]
+    return leaderboard
 
-    def run(models: str) -> dict[str, Any]:
-        leaderboard.main([*given, "--models", models])
+
+@pytest.fixture
+def config(tmp_path: Path) -> str:
+    path = tmp_path / "shop.toml"
+    path.write_text(CONFIG.format(storage=tmp_path / "store", sample=ROOT / "jobs/sample"))
+    return str(path)
+
+
+def test_a_preset_counts_for_more_than_a_file_and_set_for_more_than_both(leaderboard: Any, config: str) -> None:
+    given = argparse.Namespace(config=config, storage=None, prompt=None, seed=None, epochs=None, patience=None)
+    given.hidden, given.set = None, []
+    board = leaderboard.Board(given)
+    found = {name: board.untuned(name) for name in leaderboard.TRAINED}
+    for name, sections in PRESETS.items():
+        for section, values in sections.items() if name in found else ():
+            own = getattr(found[name], section)
+            assert {key: getattr(own, key) for key in values} == values, name
+    assert {settings.seed for settings in found.values()} == {7}
+    model = found["alpharec"].model
+    assert (model.projector, model.num_layers, model.centred, model.hidden_width) == ("mlp", 3, True, 8)
+    assert (found["lightgcn"].model.num_layers, found["lightgcn"].model.centred) == (3, False)
+    assert found["multvae"].model.hidden_width == 600
+    given.set = ["model.num_layers=5", "model.hidden_width=9", "seed=8"]
+    assert board.untuned("lightgcn").model.num_layers == 5
+    assert (board.untuned("multvae").model.hidden_width, board.untuned("multvae").seed) == (9, 8)
+
+
+def test_a_board_of_own_data_trains_nothing_twice(
+    leaderboard: Any, config: str, ray_local: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["--config", config, "--seeds", "1", "--page", str(tmp_path / "board.html")]
+
+    def run(*models: str) -> dict[str, Any]:
+        leaderboard.main([*given, "--models", ",".join(models)])
         result: dict[str, Any] = json.loads(capsys.readouterr().out.splitlines()[-1])
         return result
 
-    first = run(MODELS)
+    first = run(*MODELS)
     models = first["models"]
-    assert list(models) == MODELS.split(",")
-    layers = {name: models[name]["setting"]["num_layers"] for name in ("alpharec", "no-mlp", "mf")}
-    assert layers == {"alpharec": 3, "no-mlp": 3, "mf": 0}
-    assert (models["alpharec"]["setting"]["centred"], models["mf"]["setting"]["centred"]) == (True, False)
-    assert models["alpharec"]["epochs"] == [2]
-    assert models["alpharec"]["setting"]["weights"] != models["no-mlp"]["setting"]["weights"], "the file's preset"
+    assert tuple(models) == MODELS
+    assert (models["alpharec"]["setting"]["num_layers"], models["alpharec"]["epochs"]) == (3, [1])
     assert models["alpharec"]["recall@5"] != models["alpharec-shuffled"]["recall@5"]
     assert set(first["paired_t_test"]) == {f"alpharec - {name}" for name in models if name != "alpharec"}
     assert "<svg" in (tmp_path / "board.html").read_text()
 
     trained = Store(str(tmp_path / "store")).folders("models", "board")
-    assert len(trained) == 4
-    again = run("alpharec,ease")
+    assert len(trained) == 2
+    again = run("alpharec", "ease")
     assert again["models"]["alpharec"] == models["alpharec"]
     assert again["models"]["ease"]["recall@5"] > models["most-popular"]["recall@5"]
     assert Store(str(tmp_path / "store")).folders("models", "board") == trained

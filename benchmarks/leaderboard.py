@@ -1,6 +1,6 @@
 """AlphaRec beside other models: one split, one evaluator, every setting and epoch chosen on the validation split.
 
-    python benchmarks/leaderboard.py --dataset ml-1m --models closed                    # under 8 minutes
+    python benchmarks/leaderboard.py --dataset ml-1m --models closed                    # under 2 minutes
     python benchmarks/leaderboard.py --dataset amazon-games --models mf,lightgcn,alpharec --seeds 3 --hidden 108
     python benchmarks/leaderboard.py --config shop.toml --models alpharec,lightgcn,ease    # on data of your own
 

@@ -441,10 +441,11 @@ def _trial(config: dict[str, float], job: _Job) -> None:
         _train_here(job.training(settings))
         return
     run = f"{job.sweep}-{ray.tune.get_context().get_trial_id()}"
-    callback = _TellTune()
-    failure = run_workers(job.store, settings, run, job.dataset, job.vectors, [callback]).return_value
-    if failure:
-        ray.tune.report(_told(callback.curve, failure))
+    result = run_workers(job.store, settings, run, job.dataset, job.vectors, [_TellTune()])
+    # Told once more, at the end: a run that had ended when its sweep was killed has no further validation to tell of.
+    curve = tuple((epoch, score) for epoch, score in (result.metrics or {}).get("curve", ()))
+    if curve or result.return_value:
+        ray.tune.report(_told(curve, result.return_value))
 
 
 def _train_here(training: Training) -> None:

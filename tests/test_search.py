@@ -18,7 +18,18 @@ from test_train import make_inputs, make_settings
 from alpharec.artifacts import Artifact, Store
 from alpharec.config import Settings, SettingsError, load_settings
 from alpharec.graph import InteractionGraph
-from alpharec.search import SearchError, _row, first_points, format_search, search, share, to_toml, with_parameters
+from alpharec.search import (
+    SearchError,
+    _Job,
+    _row,
+    _trial,
+    first_points,
+    format_search,
+    search,
+    share,
+    to_toml,
+    with_parameters,
+)
 from alpharec.train import Training
 
 SPACE = {
@@ -191,15 +202,28 @@ def _finished(store: Store, sweep: str, folder: Path) -> dict[int, tuple[int, fl
     }
 
 
-def test_a_trial_of_two_workers_scores_as_one_of_one(searched: tuple[Any, ...], tmp_path: Path) -> None:
+def test_a_trial_of_two_workers_scores_as_one_of_one_and_tells_it_though_it_had_ended(
+    searched: tuple[Any, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     settings = make_search(tmp_path, {"num_workers": 2, "max_epochs": 2}, num_trials=1)
     inputs = make_inputs(tmp_path, settings)
-    (row,) = rows_of(search(inputs[0], settings, *inputs[1:]))
+    found = search(inputs[0], settings, *inputs[1:])
+    (row,) = rows_of(found)
     assert (row["epochs"], row["state"]) == (2, "ended")
     alone = Training.build(make_search(tmp_path, {"max_epochs": 2}), *inputs[1:])
     list(alone.run())
     # Sums in another order may swap two items of nearly the same score: one of 5 places of one of 40 users.
     assert row["score"] == pytest.approx(alone.state.best_score, abs=0.2 / 40 * 5)
+
+    # Its sweep killed before Tune knew of it, the trial is started again, with nothing left to train.
+    (run,) = (path.name for path in (tmp_path / "training").iterdir())
+    sweep, told = found.summary["sweep"], list[dict[str, Any]]()
+    trial_id = run.removeprefix(f"{sweep}-")
+    monkeypatch.setattr("ray.tune.get_context", lambda: SimpleNamespace(get_trial_id=lambda: trial_id))
+    monkeypatch.setattr("ray.tune.report", told.append)
+    monkeypatch.setattr("alpharec.search._TellTune", ray.train.UserCallback)
+    _trial({name: row[name] for name in SPACE}, _Job(inputs[0], settings, sweep, *inputs[1:], threads=1))
+    assert [(each["score"], each["epoch"], each["failure"]) for each in told] == [(row["score"], 2, "")]
 
 
 # ---------------------------------------------------------------- what goes wrong

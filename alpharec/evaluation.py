@@ -13,7 +13,6 @@ from typing import Any
 import pyarrow as pa
 import torch
 import torch.nn.functional as F
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from alpharec import report
@@ -108,7 +107,7 @@ def _evaluation_page(
     return report.page(f"Evaluation of {model.name} {model.version}", metrics, figures, rows)
 
 
-def _map(data: Dataset, maps: Mapping[str, Tensor]) -> Figure:
+def _map(data: Dataset, maps: Mapping[str, Tensor]) -> str:
     """Return the most popular items in the plane, a panel for each of ``maps``."""
     order = torch.argsort(popularity(data)[1][:, 0], descending=True, stable=True)[:MAPPED]
     panels = {}

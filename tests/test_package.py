@@ -18,7 +18,7 @@ MAY_IMPORT = {
     "optuna": {"search"},
     "pydantic": {"config"},
     "torch_geometric": set(),  # an oracle of the tests: its import takes longer than all others of a worker together
-    "matplotlib": {"report", "evaluation"},
+    "matplotlib": {"report"},
 }
 
 

@@ -1,9 +1,10 @@
 # Two commands are enough: `make demo` and `make test`. Both make .venv first; it takes a few minutes once.
 PYTHON ?= python3
 BIN := .venv/bin
-# Compiled afterwards, by all cores.
+# Compiled by whoever imports it first, and kept.
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile
 export HF_HUB_OFFLINE := 1
+unexport PYTHONDONTWRITEBYTECODE
 export RAY_AUTH_MODE ?= token
 export RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO ?= 0
 
@@ -16,7 +17,6 @@ setup: .venv/ready
 	$(PIP) $$(grep '^torch==' requirements/local.txt)
 	$(PIP) --no-deps --requirement requirements/local.txt
 	$(PIP) --no-deps --no-build-isolation --editable .
-	$(BIN)/python -m compileall -q -j 0 .venv/lib >/dev/null || true  # some packages hold files of other Pythons
 	touch $@
 
 demo: setup

@@ -12,6 +12,10 @@ import pytest
 os.environ["HF_HUB_OFFLINE"] = "1"
 # The tests' tensors are small: a second thread costs more than it does. Also read at import.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Of Ray's own watchers, a tenth of the tests' processor time: of nodes about to go (test_elastic asks for it), of log
+# files, ten times a second, and of the machine.
+os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
+os.environ |= {"RAY_LOG_MONITOR_MANY_FILES_THRESHOLD": "0", "REPORTER_UPDATE_INTERVAL_MS": "60000"}
 # ranx, an oracle on tiny data, would compile for a minute.
 os.environ["NUMBA_DISABLE_JIT"] = "1"
 

@@ -123,11 +123,15 @@ def drive_before_ray(root: str) -> None:
 
 def drive_three(root: str, deadly: str, model: str) -> None:
     """Embed with a model that does not load, where each worker dies, and for good; say how the first two ended."""
+    settings = settings_with()
+    one_shard = settings.model_copy(
+        update={"embed": settings.embed.model_copy(update={"shard_size": len(TITLES)})}
+    )  # a few deaths
     attempts: list[Callable[[], object]] = [
         lambda: embed(
             Store(deadly), settings_with(backend="sentence-transformers", model=model), catalog_of(Store(deadly))
         ),
-        lambda: run(DeadlyStore(deadly)),
+        lambda: embed(DeadlyStore(deadly), one_shard, catalog_of(DeadlyStore(deadly))),
     ]
     for attempt in attempts:
         try:

@@ -14,8 +14,7 @@ setup: .venv/ready
 
 .venv/ready: requirements/local.txt pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(PIP) $$(grep '^torch==' requirements/local.txt)
-	$(PIP) --no-deps --requirement requirements/local.txt
+	grep -v '^#' requirements/local.txt | xargs -P 2 -n 64 $(PIP) --no-deps
 	$(PIP) --no-deps --no-build-isolation --editable .
 	touch $@
 

@@ -1,6 +1,6 @@
 """One self-contained HTML page of figures: SVG inside the page, no script, nothing loaded from elsewhere.
 
-Whoever draws loads matplotlib: of the start of a training worker, which does not, it would be a sixth.
+Whoever draws loads matplotlib: of the start of a training worker, which does not, it would be a seventh.
 """
 
 from __future__ import annotations

@@ -703,11 +703,11 @@ def test_a_run_is_right_whichever_answer_is_lost_after_success(faulty: FaultyS3,
 
 @pytest.mark.usefixtures("impatient")
 def test_a_run_that_lost_s3_half_way_is_made_good_by_the_next(faulty: FaultyS3, recorded: Path, s3: str) -> None:
-    """S3 goes away for good before each fifth request."""
+    """S3 goes away for good before each seventh request."""
     store, first = copy_of(recorded, f"{s3}/{uuid.uuid4().hex}"), len(faulty.requests)
     run(store)
     requests = len(faulty.requests) - first
-    for at in range(0, requests, 5):
+    for at in range(0, requests, 7):
         forget_version(store)
         rule = faulty.rule("", "", "reset", ALWAYS, skip=at)
         with contextlib.suppress(ArtifactError, OSError):

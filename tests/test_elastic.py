@@ -105,9 +105,9 @@ def test_a_run_goes_on_exactly_whatever_it_loses(tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     environment |= {"RAY_AUTH_TOKEN": "of-this-test"}  # a Cluster makes none, as ray.init does
     # How soon Ray asks about drained nodes, gives up on a worker group that a lost node was counted for (its placement
-    # alone: nodes that are there give it in a second), and asks whether a node lives.
+    # alone: nodes that are there give it in a second), looks after workers, and asks whether a node lives.
     environment |= {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "1", "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "0.5"}
-    environment |= {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "5"}
+    environment |= {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "3", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5"}
     environment |= {"RAY_health_check_period_ms": "500"}
     command = [sys.executable, __file__, str(tmp_path), inputs[1].version]
     with (tmp_path / "log").open("wb") as log:

@@ -25,15 +25,15 @@ import traceback
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
-import safetensors
-import safetensors.torch
-import torch
 from fsspec.implementations.local import LocalFileSystem
+
+if TYPE_CHECKING:  # half the start of a process that reads no tensors
+    import torch
 
 MANIFEST = "manifest.json"
 LATEST = "LATEST"
@@ -436,6 +436,8 @@ class Draft:
 
     def write_tensors(self, file: str, tensors: Mapping[str, torch.Tensor]) -> None:
         """Add a safetensors file."""
+        import safetensors.torch
+
         contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         schema = {name: f"{tensor.dtype}{list(tensor.shape)}" for name, tensor in contiguous.items()}
         self.write_bytes(file, safetensors.torch.save(contiguous), schema=schema)
@@ -592,6 +594,8 @@ class Artifact:
 
     def read_tensors(self, file: str) -> dict[str, torch.Tensor]:
         """Read a safetensors file onto the CPU."""
+        import safetensors.torch
+
         return safetensors.torch.load(self.read_bytes(file))
 
     def _facts(self, file: str) -> dict[str, Any]:

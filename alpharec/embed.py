@@ -28,7 +28,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 import ray.data
-import torch
 from ray.exceptions import RayActorError
 
 from alpharec.artifacts import LATEST, Artifact, ArtifactError, Draft, Lease, Store, digest
@@ -390,7 +389,10 @@ class ShardEncoder:
         self.reported = (0, 0.0)
         self.making = threading.Lock()  # of the encoder: one thread's
         self.turn = threading.Lock()  # a shard's, from its engine to its record: a kill repeats no second one
-        torch.set_num_threads(max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1))))
+        if settings.encoder.backend != "hash":  # which would load torch for nothing
+            import torch
+
+            torch.set_num_threads(max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1))))
 
     def __call__(self, batch: dict[str, npt.NDArray[Any]]) -> dict[str, list[Any]]:
         number, group, name = (batch[key][0] for key in ("number", "group", "digest"))

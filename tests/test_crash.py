@@ -29,7 +29,6 @@ import psutil
 import pyarrow as pa
 import pytest
 import ray
-import torch
 from faulty_s3 import ALWAYS, FaultyS3, Rule
 from s3fs import S3FileSystem
 
@@ -616,6 +615,8 @@ def fail_at(faulty: FaultyS3, file: str, step: str, fault: str, count: int = 1) 
 
 def commit_in_parts(store: Store) -> Artifact:
     """Commit a file that is there whole before it is written, and one that is not."""
+    import torch  # the drivers, this file as a script, start in half the time without
+
     draft = store.draft("things", "shop", "v1")
     draft.write_tensors(IN_PARTS[0], {"x": torch.from_numpy(NUMBERS)})
     with draft.stream_table(IN_PARTS[1], pa.schema({"x": pa.int64()})) as write:

@@ -18,7 +18,7 @@ from alpharec.graph import layer_weights
 from alpharec.model import TextFeatures
 from alpharec.networks import build_graph
 from alpharec.propagate import propagate, read_rows
-from alpharec.train import Training, fit
+from alpharec.train import Training, fit, model_version
 from alpharec.vectors import load_vectors, vector_column
 
 USERS, ITEMS, WIDTH = 30, 40, 100  # two blocks of columns, the second of 36
@@ -134,4 +134,4 @@ def test_a_run_trains_evaluates_and_goes_by_its_own_order(inputs: Inputs) -> Non
         model.summary["valid_recall@5"], abs=1e-12
     )
     other = settings.model_copy(update={"model": settings.model.model_copy(update={"order": "project-first"})})
-    assert fit(store, other, dataset, vectors).version != model.version
+    assert model_version(other, dataset, vectors) != model.version

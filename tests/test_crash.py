@@ -46,9 +46,9 @@ LIMIT_S = 120
 State = dict[str, tuple[int, bytes]]
 
 
-def settings_with(**encoder: Any) -> Settings:
+def settings_with(shard_size: int = SHARD_SIZE, **encoder: Any) -> Settings:
     encoder = {"backend": "hash", "hash_width": 16} | encoder
-    sizes = {"shard_size": SHARD_SIZE, "num_cpus": 1}
+    sizes = {"shard_size": shard_size, "num_cpus": 1}
     return Settings.model_validate({"name": "shop", "encoder": encoder, "embed": sizes, "ray": {"num_cpus": 2}})
 
 
@@ -122,10 +122,7 @@ def drive_before_ray(root: str) -> None:
 
 def drive_three(root: str, deadly: str, model: str) -> None:
     """Embed with a model that does not load, where each worker dies, and for good; say how the first two ended."""
-    settings = settings_with()
-    one_shard = settings.model_copy(
-        update={"embed": settings.embed.model_copy(update={"shard_size": len(TITLES)})}
-    )  # a few deaths
+    one_shard = settings_with(shard_size=len(TITLES))  # of several, more workers die before one of them has its four
     attempts: list[Callable[[], object]] = [
         lambda: embed(
             Store(deadly), settings_with(backend="sentence-transformers", model=model), catalog_of(Store(deadly))
@@ -704,11 +701,11 @@ def test_a_run_is_right_whichever_answer_is_lost_after_success(faulty: FaultyS3,
 
 @pytest.mark.usefixtures("impatient")
 def test_a_run_that_lost_s3_half_way_is_made_good_by_the_next(faulty: FaultyS3, recorded: Path, s3: str) -> None:
-    """S3 goes away for good before each seventh request."""
+    """S3 goes away for good before each fifth request."""
     store, first = copy_of(recorded, f"{s3}/{uuid.uuid4().hex}"), len(faulty.requests)
     run(store)
     requests = len(faulty.requests) - first
-    for at in range(0, requests, 7):
+    for at in range(0, requests, 5):
         forget_version(store)
         rule = faulty.rule("", "", "reset", ALWAYS, skip=at)
         with contextlib.suppress(ArtifactError, OSError):

@@ -1,4 +1,4 @@
-"""A training run on two nodes that loses one, with its worker, gets a node back, and is told that it will go.
+"""A training run on two nodes that loses a worker, then a raylet, gets a node back, and is told that it will go.
 
 One run, because nodes and worker groups take seconds to come up; the losses of every epoch must be those of a run that
 was never disturbed.
@@ -48,6 +48,10 @@ def disturb(root: Path) -> None:
     threading.Thread(target=fit, args=inputs, daemon=True).start()
 
     state = reached(root, lambda state: state["history"])
+    workers = [process for process in psutil.Process().children(recursive=True) if "RayTrainWorker" in title(process)]
+    assert len(workers) == 2
+    workers[1].kill()
+    state = reached(root, lambda new: new["epoch"] > state["epoch"] + 1)
     cluster.remove_node(nodes.pop(), allow_graceful=False)  # SIGKILL to its raylet
     state = reached(root, lambda new: new["history"][-1]["workers"] == 1)
     nodes.append(cluster.add_node(num_cpus=1))
@@ -67,6 +71,13 @@ def disturb(root: Path) -> None:
     for process in psutil.Process().children(recursive=True):
         process.kill()
     os._exit(0)
+
+
+def title(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
 
 
 def reached(root: Path, there: Callable[[dict[str, Any]], object]) -> dict[str, Any]:

@@ -17,7 +17,6 @@ from alpharec.catalog import CatalogError
 from alpharec.config import Settings
 from alpharec.encoders import EncoderError
 from alpharec.pipeline import JOBS, STAGES, main, run_stages
-from alpharec.train import model_version
 
 ROOT = Path(__file__).parents[1]
 USERS, ITEMS = 24, 20
@@ -172,13 +171,15 @@ def test_a_second_run_finds_everything_done(shop: Shop) -> None:
 
 def test_another_temperature_trains_again_on_the_same_dataset_and_vectors(folder_shop: Shop) -> None:
     changed = settings_for(folder_shop.data, folder_shop.settings.storage, train={"temperature": 0.5})
-    done = run_stages(changed, "embed")
-    assert {stage: made.manifest for stage, made in done.items()} == {
-        stage: folder_shop.done[stage].manifest for stage in ("prepare", "embed")
-    }
-    model = folder_shop.done["train"]
-    assert model_version(folder_shop.settings, *done.values()) == model.version
-    assert model_version(changed, *done.values()) != model.version
+    done = run_stages(changed, "pipeline")
+    first, second = versions(folder_shop.done), versions(done)
+    assert {stage for stage in STAGES if first[stage] == second[stage]} == {"prepare", "embed"}
+    latest = folder_shop.store.latest("bundles", "shop")
+    assert latest.version == second["publish"]
+    assert latest.read_json("settings.json")["train"]["temperature"] == 0.5
+
+    assert versions(run_stages(folder_shop.settings, "pipeline")) == first, "the first settings lead back"
+    assert folder_shop.store.latest("bundles", "shop").version == first["publish"]
 
 
 def test_a_job_prints_the_report_the_metrics_the_lists_and_where_they_are(

@@ -534,7 +534,9 @@ class RecommendSettings(Section):
         description="table (user_id, query) of what users say they want; their lists are made, or those of "
         "recommend.users where that is given too",
     )
-    alpha: float = Field(0.5, ge=0, le=1, description="weight of the intention against the history")
+    alpha: float = Field(
+        0.7, ge=0, le=1, description="weight of the intention against the history; jobs/intention.py finds it"
+    )
     include_seen: bool = Field(False, description="let items of the user's history appear in the list")
     num_workers: int = Field(1, ge=1, description="ranking actors")
     num_cpus: int | None = Field(

@@ -1,15 +1,21 @@
 """Intention: what a user says it wants, mixed into its vector; queries, their check for leaks, and the weight alpha.
 
-A query is a text a user states for one item it wants, its target. Its vector comes from the encoder of the titles and
-the projector of users and items, and is mixed in at layer 0, after the projector and before propagation::
+A query is a text a user states for one item it wants, its target. As in the paper its vector, from the encoder of the
+titles and the projector of users and items, is mixed in at layer 0, after the projector and before propagation::
 
     e_u^(0) = (1 - alpha) projector(mean of x_i) + alpha projector(x of the query)
 
-Neither side is scaled before mixing. Nothing is trained for it: alpha is searched on a frozen model.
+Neither side is scaled before mixing. Lists are served by a mixture of scores instead, which finds more targets and lets
+other users be::
+
+    score(u, i) = (1 - alpha) score of u's history for i + alpha cos(x of the query, propagated x_i)
+
+with the encoder's vectors less the titles' mean, unprojected: a projector keeps what is liked together, and loses what
+tells an item from its like. Nothing is trained for either: alpha is searched on a frozen model.
 
 Shapes: U users, I items, Q queries, n texts, T text width, D representation width.
 
-Source: arXiv 2407.05441 section 5.3; how its queries and targets were made was never published.
+Source: arXiv 2407.05441 section 5.3; how its queries and targets were made was never published. Scores: this project.
 """
 
 from __future__ import annotations
@@ -22,7 +28,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray
@@ -43,13 +48,14 @@ from alpharec.catalog import (
     read_item_texts,
     read_queries,
 )
-from alpharec.config import IntentionSettings, Settings
+from alpharec.config import IntentionSettings, ModelSettings, Settings
 from alpharec.embed import embed_texts
 from alpharec.encoders import Generator
 from alpharec.evaluation import check_reads, truth_and_seen
 from alpharec.graph import InteractionGraph
-from alpharec.model import AlphaRec, Objective, mean_of_titles
+from alpharec.model import AlphaRec, Objective, centre, mean_of_titles
 from alpharec.networks import build_graph, load_model
+from alpharec.propagate import propagate, read_rows
 from alpharec.ranking import Lists, evaluate, user_activity_groups
 from alpharec.report import lines, page
 from alpharec.runtime import connect, cpus_each
@@ -58,12 +64,12 @@ from alpharec.vectors import load_vectors
 logger = logging.getLogger(__name__)
 
 QUERIES_FORMAT = 2  # part of their version: raise it when the same texts would give other queries
-INTENTIONS_FORMAT = 3  # the same, of what is measured
+INTENTIONS_FORMAT = 4  # the same, of what is measured
 ASKED = ("valid", "test")  # splits that targets are of
 TAKEN_OUT = ("names", "years", "words")
 WAYS = {
     "together": "every user's mixed vector is propagated, as in the paper",
-    "alone": "a user's mixed vector, items and other users as they were trained, as lists are served",
+    "served": "the score of history and the cosine of query and propagated title are mixed, as lists are served",
 }
 TEXTS_AT_ONCE = 256
 LEAST_WORDS = 5  # of a query: what is left of a text that was little but its title says nothing
@@ -306,11 +312,35 @@ def mix(history_UD: Tensor, query_UD: Tensor, alpha_U: Tensor) -> Tensor:
     return history_UD.lerp(query_UD, alpha_U[:, None])
 
 
+def mix_scores(history_UD: Tensor, query_UT: Tensor, alpha_U: Tensor) -> Tensor:
+    """Return users whose dot product with an item [representation, wanted title] is the mixture of both scores.
+
+    Shapes: history_UD [U, D], query_UT [U, T], each as its own score takes it; alpha_U [U] -> [U, D + T].
+    """
+    return torch.cat([history_UD * (1 - alpha_U)[:, None], query_UT * alpha_U[:, None]], 1)
+
+
+def propagate_titles(
+    store: Store, settings: Settings, dataset: Artifact, vectors: Artifact, model: Mapping[str, Any]
+) -> Artifact:
+    """Return the title vectors less their mean, propagated over as many rounds and with the weights of ``model``, the
+    settings of a trained one: what queries are compared with, ``wanted_titles`` reads it.
+    """
+    chosen = ModelSettings.model_validate(model).model_copy(update={"centred": True})
+    return propagate(store, settings.model_copy(update={"model": chosen}), dataset, vectors)
+
+
+def wanted_titles(titles: Artifact) -> Tensor:
+    """Return items' propagated titles at unit length. Shapes: -> [I, T], float32."""
+    return F.normalize(torch.from_numpy(read_rows(titles, "items", 0, titles.summary["items"])).float(), dim=1)
+
+
 @dataclass(frozen=True)
 class Frozen:
-    """A trained model on its graph, encoded and projected once: every alpha starts from here.
+    """A trained model on its graph, encoded, projected and propagated once: every alpha starts from here.
 
-    Shapes: history_UD [U, D], item_ID [I, D], layer 0.
+    Shapes: history_UD [U, D], item_ID [I, D], layer 0; trained, [U, D] and [I, D], whose dot products are scores;
+    title_IT [I, T], ``wanted_titles``; mean_T [T], of the titles' vectors.
     """
 
     network: AlphaRec
@@ -318,10 +348,14 @@ class Frozen:
     graph: InteractionGraph
     history_UD: Tensor
     item_ID: Tensor
+    trained: tuple[Tensor, Tensor]
+    title_IT: Tensor
+    mean_T: Tensor
 
     @classmethod
-    def load(cls, dataset: Dataset, item_IT: Tensor, model: Artifact) -> Frozen:
-        """Load a trained model. Shapes: item_IT [I, T] float32.
+    @torch.no_grad()
+    def load(cls, dataset: Dataset, item_IT: Tensor, model: Artifact, title_IT: Tensor) -> Frozen:
+        """Load a trained model. Shapes: item_IT [I, T] float32, the titles' vectors; title_IT [I, T].
 
         Raises:
             IntentionError: it has no projector for a query.
@@ -333,26 +367,33 @@ class Frozen:
                 "set model.kind = alpharec"
             )
         graph = build_graph(dataset)
-        with torch.no_grad():
-            return cls(network, objective, graph, *network.layer_0(graph, network.features(item_IT, graph)))
+        first = network.layer_0(graph, network.features(item_IT, graph))
+        user_UD, item_ID = graph.propagate(*first, network.step_weights)
+        trained = objective.scale(user_UD), objective.scale(item_ID)
+        return cls(network, objective, graph, *first, trained, title_IT, mean_of_titles(item_IT))
+
+    def project(self, query_QT: Tensor) -> Tensor:
+        """Return queries as ``together`` takes them. Shapes: [Q, T] -> [Q, D]."""
+        return self.network.project(self.network.read(query_QT, self.mean_T))
 
     @torch.no_grad()
-    def represent(self, query_UD: Tensor, alpha_U: Tensor, *, together: bool) -> tuple[Tensor, Tensor]:
-        """Return representations whose dot products are scores, with the projected queries mixed in.
+    def together(self, query_UD: Tensor, alpha_U: Tensor) -> tuple[Tensor, Tensor]:
+        """Return representations whose dot products are scores, all users' mixed vectors propagated as in the paper: so
+        queries reach the items, and through them other users.
 
-        ``together``: all users' mixed vectors are propagated, so they reach the items and through them other users, as
-        in the paper. Else each user asks alone: items and other users stay as they were trained, which is how
-        ``jobs/recommend.py`` serves.
-
-        Shapes: query_UD [U, D], alpha_U [U], 0 for a user who says nothing -> [U, D], [I, D].
+        Shapes: query_UD [U, D], projected; alpha_U [U], 0 for a user who says nothing -> [U, D], [I, D].
         """
-        mixed_UD, weights = mix(self.history_UD, query_UD, alpha_U), self.network.step_weights
-        if together:
-            user_UD, item_ID = self.graph.propagate(mixed_UD, self.item_ID, weights)
-        else:
-            user_UD, item_ID = self.graph.propagate(self.history_UD, self.item_ID, weights)
-            user_UD = user_UD + (mixed_UD - self.history_UD) * weights[0]
+        mixed_UD = mix(self.history_UD, query_UD, alpha_U)
+        user_UD, item_ID = self.graph.propagate(mixed_UD, self.item_ID, self.network.step_weights)
         return self.objective.scale(user_UD), self.objective.scale(item_ID)
+
+    def served(self, query_UT: Tensor, alpha_U: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the same by ``mix_scores``: each user asks alone, items and other users stay as they were trained.
+
+        Shapes: query_UT [U, T], alpha_U [U], both 0 for a user who says nothing -> [U, D + T], [I, D + T].
+        """
+        user_UD, item_ID = self.trained
+        return mix_scores(user_UD, centre(query_UT, self.mean_T), alpha_U), torch.cat([item_ID, self.title_IT], 1)
 
 
 # ---------------------------------------------------------------- the sweep
@@ -362,38 +403,40 @@ class Frozen:
 class Asked:
     """The queries of one split on a frozen model, and what ranks them.
 
-    Shapes: users (Q,) rising; query_UD [U, D], projected, 0 where a user has none; truth, seen: U lists.
+    Shapes: users (Q,) rising; query_UT [U, T], the encoder's, and query_UD [U, D], projected, 0 where a user has none;
+    truth, seen: U lists.
     """
 
     frozen: Frozen
     users: Tensor
+    query_UT: Tensor
     query_UD: Tensor
     truth: Lists
     seen: Lists
     k: int
     block_size: int
 
-    def measure(self, alpha: float | Tensor, *, together: bool) -> dict[str, Tensor]:
+    def measure(self, alpha: float | Tensor, way: str) -> dict[str, Tensor]:
         """Return HR@K and NDCG@K of each query, all items ranked, at one alpha or at one of each user [U].
 
         Shapes: -> float64 [Q] each.
         """
         alpha_U = torch.zeros(len(self.query_UD))
         alpha_U[self.users] = alpha[self.users] if isinstance(alpha, Tensor) else alpha
-        ends = self.frozen.represent(self.query_UD, alpha_U, together=together)
-        found = evaluate(ends, truth=self.truth, seen=self.seen, ks=(self.k,), block_size=self.block_size)
-        return {name: found.values[name] for name in (f"hr@{self.k}", f"ndcg@{self.k}")}
+        if way == "together":
+            return self._ranked(self.frozen.together(self.query_UD, alpha_U))
+        return self._ranked(self.frozen.served(self.query_UT, alpha_U))
 
-    def by_vectors(self, query_QT: Tensor, item_IT: Tensor) -> dict[str, float]:
-        """Return HR@K and NDCG@K of ranking titles by their cosine with the query: no model, no history.
+    def by_vectors(self, item_IT: Tensor) -> dict[str, Tensor]:
+        """Return the same of ranking titles by their cosine with the query: no model, no history.
 
-        Shapes: the encoder's vectors of the queries [Q, T] and of the titles [I, T].
+        Shapes: the encoder's vectors of the titles [I, T].
         """
-        user_UT = torch.zeros(len(self.query_UD), query_QT.shape[1])
-        user_UT[self.users] = query_QT
-        sides = user_UT, F.normalize(item_IT, dim=1)
+        return self._ranked((self.query_UT, F.normalize(item_IT, dim=1)))
+
+    def _ranked(self, sides: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
         found = evaluate(sides, truth=self.truth, seen=self.seen, ks=(self.k,), block_size=self.block_size)
-        return {name: found.means()[name] for name in (f"hr@{self.k}", f"ndcg@{self.k}")}
+        return {name: found.values[name] for name in (f"hr@{self.k}", f"ndcg@{self.k}")}
 
 
 def measure_intentions(
@@ -405,8 +448,8 @@ def measure_intentions(
     does. The items' and the queries' vectors are computed and projected once.
 
     ``metrics.json``: ``encoder alone``, titles ranked by their cosine with the query; and by ``together`` (the paper's
-    propagation) and ``alone`` (as served) the curves, the best alpha by valid NDCG, test at 0, best and 1, and at one
-    alpha for each group of users by activity, chosen the same way;
+    propagation) and ``served`` (scores mixed) the curves, the best alpha by valid NDCG, test at 0, best and 1, and at
+    one alpha for each group of users by activity, chosen the same way;
     ``per_query.parquet``; ``report.html``, the curves.
 
     Raises:
@@ -435,21 +478,20 @@ def measure_intentions(
         )
     texts = table["query"].combine_chunks().dictionary_encode()  # each text once
     numbers = pa.array(map(str, range(len(texts.dictionary))), pa.string())
-    query_QT = torch.from_numpy(load_vectors(embed_texts(store, settings, numbers, texts.dictionary)))
+    query_QT = torch.from_numpy(load_vectors(embed_texts(store, settings, numbers, texts.dictionary))).float()
     item_IT = torch.from_numpy(load_vectors(vectors)).float()
-    frozen = Frozen.load(data, item_IT, model)
-    text_Q = torch.from_numpy(texts.indices.to_numpy().astype(np.int64))
-    network = frozen.network
-    query_QD = network.project(network.read(query_QT.float(), mean_of_titles(item_IT)))[text_Q]
-    asked = {split: _asked(frozen, data, settings, table, query_QD, split) for split in ASKED}
+    title_IT = wanted_titles(propagate_titles(store, settings, dataset, vectors, model.settings["model"]))
+    frozen = Frozen.load(data, item_IT, model, title_IT)
+    query_QT = query_QT[torch.from_numpy(texts.indices.to_numpy().astype(np.int64))]
+    asked = {split: _asked(frozen, data, settings, table, query_QT, split) for split in ASKED}
     metrics, columns = dict[str, Any](), dict[str, dict[str, Tensor]]()
     for way in WAYS:
-        metrics[way], columns[way] = _search(asked, chosen, data, together=way == "together")
+        metrics[way], columns[way] = _search(asked, chosen, data, way)
     test = table.filter(pc.equal(table["split"], "test"))
     per_query = {"user_id": data.user_ids.take(test["user"]), "item_id": data.item_ids.take(test["item"])}
     for way, values in columns.items():
         per_query |= {f"{way}/{name}": pa.array(value_Q.float().numpy()) for name, value_Q in values.items()}
-    metrics["encoder alone"] = asked["test"].by_vectors(query_QT.float()[text_Q[_rows(table, "test")]], item_IT)
+    metrics["encoder alone"] = _means(asked["test"].by_vectors(item_IT))
     summary = {"queries": {split: len(asked[split].users) for split in ASKED}, "k": chosen.k}
     metrics.update(summary)
     draft = store.draft("intentions", settings.name, version)
@@ -463,29 +505,27 @@ def measure_intentions(
     )
 
 
-def _asked(frozen: Frozen, data: Dataset, settings: Settings, table: pa.Table, query_QD: Tensor, split: str) -> Asked:
-    rows = _rows(table, split)
+def _asked(frozen: Frozen, data: Dataset, settings: Settings, table: pa.Table, query_QT: Tensor, split: str) -> Asked:
+    rows = np.flatnonzero(pc.equal(table["split"], split).to_numpy())
     users, items = (torch.from_numpy(table[name].to_numpy()[rows].copy()) for name in ("user", "item"))
-    query_UD = torch.zeros_like(frozen.history_UD)
-    query_UD[users] = query_QD[torch.from_numpy(rows)]
+    query_QT = query_QT[torch.from_numpy(rows)]
+    query_UT, query_UD = (
+        kind.new_zeros(data.num_users, kind.shape[1]).index_copy_(0, users, kind)
+        for kind in (query_QT, frozen.project(query_QT))
+    )
     _, seen = truth_and_seen(data.splits, split, settings.evaluate, count=data.num_users)
-    truth = Lists.from_pairs(users, items, data.num_users)
-    return Asked(frozen, users, query_UD, truth, seen, settings.intention.k, settings.evaluate.block_size)
-
-
-def _rows(table: pa.Table, split: str) -> npt.NDArray[np.int64]:
-    return np.flatnonzero(pc.equal(table["split"], split).to_numpy())
+    truth, chosen = Lists.from_pairs(users, items, data.num_users), settings.intention
+    return Asked(frozen, users, query_UT, query_UD, truth, seen, chosen.k, settings.evaluate.block_size)
 
 
 def _search(
-    asked: Mapping[str, Asked], chosen: IntentionSettings, data: Dataset, *, together: bool
+    asked: Mapping[str, Asked], chosen: IntentionSettings, data: Dataset, way: str
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Return a way's metrics, and the test queries' values at 0, at the best alpha, at 1 and by groups."""
     alphas, ndcg = sorted(chosen.alphas), f"ndcg@{chosen.k}"
-    found = {split: [asked[split].measure(alpha, together=together) for alpha in alphas] for split in ASKED}
+    found = {split: [asked[split].measure(alpha, way) for alpha in alphas] for split in ASKED}
     curves = {
-        split: {name: [float(values[name].mean()) for values in found[split]] for name in found[split][0]}
-        for split in ASKED
+        split: {name: [_means(values)[name] for values in found[split]] for name in found[split][0]} for split in ASKED
     }
     best = int(np.argmax(curves["valid"][ndcg]))
     users, items = torch.from_numpy(data.train.users), torch.from_numpy(data.train.items)
@@ -496,15 +536,19 @@ def _search(
         means = [float(values[ndcg][group_Q == group].mean()) for values in found["valid"]]
         alpha_G[group] = alphas[int(np.argmax(means))]
     test = {f"{alphas[place]:g}": found["test"][place] for place in (0, best, len(alphas) - 1)}
-    test["by group"] = asked["test"].measure(alpha_G[groups.index], together=together)
+    test["by group"] = asked["test"].measure(alpha_G[groups.index], way)
     metrics = {
         "alphas": alphas,
         "alpha": alphas[best],
         "curves": curves,
-        "test": {at: {name: float(value_Q.mean()) for name, value_Q in values.items()} for at, values in test.items()},
+        "test": {at: _means(values) for at, values in test.items()},
         "alpha_of_group": {label: round(float(alpha_G[group]), 6) for group, label in enumerate(groups.labels)},
     }
     return metrics, {f"{name} at {at}": value_Q for at, values in test.items() for name, value_Q in values.items()}
+
+
+def _means(values: Mapping[str, Tensor]) -> dict[str, float]:
+    return {name: float(value_Q.mean()) for name, value_Q in values.items()}
 
 
 def report_page(name: str, metrics: Mapping[str, Any]) -> str:
@@ -515,8 +559,8 @@ def report_page(name: str, metrics: Mapping[str, Any]) -> str:
         series = {metric: (found["alphas"], values) for metric, values in found["curves"]["test"].items()}
         caption = f"{way}: {meaning}. Test queries by alpha; valid queries choose {found['alpha']:g}."
         figures[caption] = lines(series, x="alpha: 0 history alone, 1 intention alone", y="test")
-        rows += [{"propagated": way, "alpha": at, **values} for at, values in found["test"].items()]
-    rows.append({"propagated": "no model: cosine of query and title", "alpha": "-", **metrics["encoder alone"]})
+        rows += [{"mixed": way, "alpha": at, **values} for at, values in found["test"].items()]
+    rows.append({"mixed": "no model: cosine of query and title", "alpha": "-", **metrics["encoder alone"]})
     return page(f"Intention, {name}", metrics, figures, rows)
 
 

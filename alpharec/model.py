@@ -236,12 +236,9 @@ class AlphaRec(nn.Module):
             nn.init.eye_(self.first.weight)
             self.first.requires_grad_(False)
 
-    def read(self, text_XT: Tensor, mean_T: Tensor | None) -> Tensor:
-        """Return texts' vectors as ``project`` takes them; ``mean_T`` of the catalog's titles, where ``centred``."""
-        if not self.centred:
-            return text_XT
-        assert mean_T is not None
-        return centre(text_XT, mean_T)
+    def read(self, text_XT: Tensor, mean_T: Tensor) -> Tensor:
+        """Return texts' vectors as ``project`` takes them; ``mean_T`` of the catalog's titles."""
+        return centre(text_XT, mean_T) if self.centred else text_XT
 
     @torch.no_grad()
     def project(self, text_XT: Tensor) -> Tensor:

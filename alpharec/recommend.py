@@ -44,8 +44,8 @@ from alpharec.config import CLOSED_FORMS, RecommendSettings, Settings
 from alpharec.embed import embed_texts
 from alpharec.encoders import fingerprint
 from alpharec.graph import InteractionGraph
-from alpharec.intention import mix
-from alpharec.model import AlphaRec, Objective, mean_of_titles
+from alpharec.intention import mix_scores, propagate_titles, wanted_titles
+from alpharec.model import AlphaRec, Objective, centre, mean_of_titles
 from alpharec.networks import build_graph, load_model
 from alpharec.ranking import Lists, Scored, Scores, rank, restrict
 from alpharec.runtime import connect, cpus_each
@@ -54,9 +54,10 @@ from alpharec.vectors import load_vectors, matrix, vector_column
 logger = logging.getLogger(__name__)
 
 # Part of a bundle's version: raise it when the same model would give other files.
-BUNDLE_FORMAT = 1
+BUNDLE_FORMAT = 2
 PARTS_PER_ACTOR = 4  # so that an actor that is slow or lost costs at most a quarter of its work
-MEAN = "mean.safetensors"  # of the title vectors, where the model is centred
+MEAN = "mean.safetensors"  # of the title vectors
+WANTED = "wanted"  # what queries are compared with, of new items
 HISTORY = "history"  # of a closed form's users: their train interactions
 MAX_PART = 65_536  # users a part file, about 20 MB at K = 20
 
@@ -104,7 +105,8 @@ WITH_TITLES = {
     "cold_items_get": "they are ranked by their title alone.\n"
     "- An item is known by its title only: not by price, stock, age rating or date",
     "newcomers": "New users: add `--recommend.users FILE` (user_id, item_ids). New items: `--recommend.new-items FILE` "
-    "(item_id,\ntitle), with the encoder settings above.",
+    "(item_id,\ntitle), and what users say they want: `--recommend.intentions FILE` (user_id, query), both with the "
+    "encoder settings\nabove.",
 }
 WITHOUT_TITLES = {
     "what": "past interactions alone, to compare with",
@@ -128,8 +130,8 @@ def publish(
 
     Writes ``projector.safetensors``; ``users.parquet`` (user_id, representation); ``items.parquet`` (item_id, title,
     representation, context); ``seen.parquet`` (user, item: all known interactions, sorted); ``settings.json``, the
-    model's; ``metrics.json``; ``MODEL_CARD.md``; of a centred model ``mean.safetensors``, the title vectors'. A closed
-    form has no representations, but weights of items, and ``history.parquet`` (user, item) to sum them over.
+    model's; ``metrics.json``; ``MODEL_CARD.md``; of a model of titles ``mean.safetensors``, that of their vectors. A
+    closed form has no representations, but weights of items, and ``history.parquet`` (user, item) to sum them over.
 
     Raises:
         RecommendError: the artifacts do not belong together.
@@ -163,7 +165,7 @@ def _write_bundle(
         draft.write_table(f"{HISTORY}.parquet", _pairs_table(data.train))
     else:
         item_IT = torch.from_numpy(load_vectors(vectors)).float()
-        if isinstance(network, AlphaRec) and network.centred:
+        if isinstance(network, AlphaRec):
             draft.write_tensors(MEAN, {"title_T": mean_of_titles(item_IT)})
         user_UD, item_ID, context_ID = represent_trained(data, item_IT, network, objective)
         users["representation"] = _column(user_UD)
@@ -225,25 +227,20 @@ def represent_users(
     item_IT: Tensor,
     context: Tensor,
     lists: Lists,
+    mean_T: Tensor,
     *,
-    query_QT: Tensor | None = None,
-    query_of_U: Tensor | None = None,
-    alpha: float = 0.0,
-    mean_T: Tensor | None = None,
     block_size: int = 1024,
 ) -> Tensor:
-    """Return final representations, not scaled, of users given by their items N, and by what they say they want::
+    """Return final representations, not scaled, of users given by their items N::
 
-        e_u = w_0 mix + |N|^-1/2 (sum of context_i), i in N
-        mix = (1 - alpha) projector(mean of x_i) + alpha projector(query)
+        e_u = w_0 projector(mean of x_i) + |N|^-1/2 (sum of context_i), i in N
 
     The user's row of the propagation e^(k+1) = D^-1/2 A D^-1/2 e^(k), summed over k by the layers' weights w, with the
     items' layers as they were trained; a trained user given by its train items gets its own representation. With
-    "propagate-first" the same sum is taken of title vectors and projected, and the query is mixed into that.
+    "propagate-first" the same sum is taken of title vectors and projected.
 
-    Shapes: title vectors item_IT [I, T], any float; context [I, D] or [I, T]; ``lists``, U of them; ``query_QT``
-        [Q, T] and ``query_of_U`` [U], -1 for a user who says nothing, come together; ``mean_T`` [T], the bundle's,
-        where the model is ``centred`` -> [U, D].
+    Shapes: title vectors item_IT [I, T], any float; context [I, D] or [I, T]; ``lists``, U of them; ``mean_T`` [T], the
+        bundle's -> [U, D].
     """
     share = network.layer_weights[0]
     blocks = []
@@ -254,18 +251,15 @@ def represent_users(
         mean_BT = F.embedding_bag(place_P, network.read(item_IT[used].float(), mean_T), start_B, mode="mean")
         scale_B1 = lists.counts[users_B].clamp_min(1).rsqrt()[:, None]
         context_B = scale_B1 * F.embedding_bag(item_P, context, start_B, mode="sum")
-        before = network.propagate_first  # the projector comes last
-        first_BD = network.project(share * mean_BT + context_B) if before else network.project(mean_BT)
-        if query_QT is not None and query_of_U is not None:
-            asks = query_of_U[users_B] >= 0
-            query_BD = network.project(network.read(query_QT[query_of_U[users_B][asks]].float(), mean_T))
-            first_BD[asks] = mix(first_BD[asks], query_BD, torch.full((len(query_BD),), alpha))
-        blocks.append(first_BD if before else share * first_BD + context_B)
+        if network.propagate_first:  # the projector comes last
+            blocks.append(network.project(share * mean_BT + context_B))
+        else:
+            blocks.append(share * network.project(mean_BT) + context_B)
     return torch.cat(blocks)
 
 
 @torch.no_grad()
-def represent_items(network: AlphaRec, item_IT: Tensor, mean_T: Tensor | None = None) -> Tensor:
+def represent_items(network: AlphaRec, item_IT: Tensor, mean_T: Tensor) -> Tensor:
     """Return final representations, not scaled, of items nobody has: only their layer 0 is not zero.
 
     Shapes: item_IT [I, T], float32; ``mean_T`` as for ``represent_users`` -> [I, D].
@@ -386,12 +380,13 @@ def recommend(store: Store, settings: Settings) -> Artifact:
     if found is not None:
         return found
     newcomers = _represent_newcomers(store, settings, bundle, given) if given else None
+    titles = _titles_wanted(store, settings, bundle) if "intentions" in given else None
     users = newcomers if newcomers is not None and "users.parquet" in newcomers.files else bundle
     items = [bundle] if newcomers is None else [bundle, newcomers]
     draft = store.draft("recommendations", settings.name, version)
     connect(settings)
     num_users = users.summary["users"]
-    for part, facts in sorted(_run_parts(draft, chosen, users, items, num_users)):
+    for part, facts in sorted(_run_parts(draft, chosen, users, items, titles, num_users)):
         draft.adopt(f"part-{part:05d}.parquet", facts)
     return draft.commit(
         settings=settings.model_dump(mode="json", include={"name", "recommend"}),
@@ -441,7 +436,10 @@ def _content(chosen: RecommendSettings, given: Mapping[str, InputFile]) -> dict[
 def _represent_newcomers(
     store: Store, settings: Settings, bundle: Artifact, given: Mapping[str, InputFile]
 ) -> Artifact:
-    """Return users and items never trained on, in the files of a bundle; ``users.parquet`` only if users are given."""
+    """Return users and items never trained on, in the files of a bundle; ``users.parquet`` only if users are given.
+
+    With intentions items have a vector that queries are compared with, and users both parts of ``mix_scores``.
+    """
     version = digest([bundle.version, _content(settings.recommend, given)])[:16]
     found = store.find("newcomers", settings.name, version)
     if found is not None:
@@ -463,18 +461,20 @@ def _represent_newcomers(
     width = network.first.in_features
     draft = store.draft("newcomers", settings.name, version)
     new_IT = _embed(store, settings, new_ids, titles, width)
-    mean_T = bundle.read_tensors(MEAN)["title_T"] if network.centred else None
+    mean_T = bundle.read_tensors(MEAN)["title_T"]
     new_ID = objective.scale(represent_items(network, new_IT.float(), mean_T))
     items = {"item_id": new_ids, "title": titles, "representation": _column(new_ID)}
+    if "intentions" in given:
+        items[WANTED] = _column(centre(new_IT.float(), mean_T))
     draft.write_table("items.parquet", pa.table(items))
     if people is not None:
         item_IT = torch.cat([_title_vectors(store, bundle), new_IT])
         context_ID = F.pad(_matrix(known, "context"), (0, 0, 0, len(new_ids)))  # nobody has a new item yet
-        query_QT = _embed(store, settings, people.ids.take(pa.array(people.asking)), people.queries, width)
-        alpha = settings.recommend.alpha
-        user_UD = people.represent(network, item_IT, context_ID, query_QT, alpha, mean_T)
-        columns = {"user_id": people.ids, "representation": _column(objective.scale(user_UD))}
-        draft.write_table("users.parquet", pa.table(columns))
+        user_UD = objective.scale(represent_users(network, item_IT, context_ID, people.lists, mean_T))
+        if "intentions" in given:
+            query_QT = _embed(store, settings, people.ids.take(pa.array(people.asking)), people.queries, width)
+            user_UD = people.ask(user_UD, centre(query_QT.float(), mean_T), settings.recommend.alpha)
+        draft.write_table("users.parquet", pa.table({"user_id": people.ids, "representation": _column(user_UD)}))
         draft.write_table("seen.parquet", _pairs_table(people.seen))
     return draft.commit(
         settings=settings.model_dump(mode="json", include={"name", "encoder", "recommend"}),
@@ -517,30 +517,17 @@ class People:
         history, seen = (_pairs_of(rows, table, len(users)) for table in (train, seen))
         return cls(users.take(pa.array(rows)), history, seen, np.arange(len(rows)), queries)
 
-    def represent(
-        self,
-        network: AlphaRec,
-        item_IT: Tensor,
-        context_ID: Tensor,
-        query_QT: Tensor,
-        alpha: float,
-        mean_T: Tensor | None,
-    ) -> Tensor:
-        """Return final representations, not scaled. Shapes: query_QT [Q, T], any float -> [U, D]."""
+    @property
+    def lists(self) -> Lists:
+        """What each user has."""
         users, items = torch.from_numpy(self.history.users), torch.from_numpy(self.history.items)
-        query_of_U = torch.full((len(self.ids),), -1)
-        query_of_U[torch.from_numpy(self.asking)] = torch.arange(len(self.asking))
-        lists = Lists.from_pairs(users, items, len(self.ids))
-        return represent_users(
-            network,
-            item_IT,
-            context_ID,
-            lists,
-            query_QT=query_QT,
-            query_of_U=query_of_U,
-            alpha=alpha,
-            mean_T=mean_T,
-        )
+        return Lists.from_pairs(users, items, len(self.ids))
+
+    def ask(self, user_UD: Tensor, query_QT: Tensor, alpha: float) -> Tensor:
+        """Return the users with what some of them want mixed in. Shapes: query_QT [Q, T], centred -> [U, D + T]."""
+        asking = torch.from_numpy(self.asking)
+        query_UT = query_QT.new_zeros(len(self.ids), query_QT.shape[1]).index_copy_(0, asking, query_QT)
+        return mix_scores(user_UD, query_UT, torch.zeros(len(self.ids)).index_fill_(0, asking, alpha))
 
 
 def _pairs_of(rows: npt.NDArray[np.int64], table: pa.Table, num_users: int) -> Pairs:
@@ -574,6 +561,11 @@ def _title_vectors(store: Store, bundle: Artifact) -> Tensor:
     return torch.from_numpy(load_vectors(_input_of(store, bundle, "vectors")))
 
 
+def _titles_wanted(store: Store, settings: Settings, bundle: Artifact) -> Artifact:
+    dataset, vectors = (_input_of(store, bundle, role) for role in ("dataset", "vectors"))
+    return propagate_titles(store, settings, dataset, vectors, bundle.read_json("settings.json")["model"])
+
+
 def _input_of(store: Store, bundle: Artifact, role: str) -> Artifact:
     place, what = bundle.made_from(role), {"vectors": "title vectors", "dataset": "interactions"}[role]
     found = store.find(*place)
@@ -589,7 +581,12 @@ def _input_of(store: Store, bundle: Artifact, role: str) -> Artifact:
 
 
 def _run_parts(
-    draft: Draft, chosen: RecommendSettings, users: Artifact, items: Sequence[Artifact], num_users: int
+    draft: Draft,
+    chosen: RecommendSettings,
+    users: Artifact,
+    items: Sequence[Artifact],
+    titles: Artifact | None,
+    num_users: int,
 ) -> Iterator[tuple[int, Facts]]:
     """Rank the users part by part in an actor pool; yield each part's number and file as it is done."""
     size = _part_size(num_users, chosen)
@@ -601,7 +598,7 @@ def _run_parts(
     ray.data.DataContext.get_current().enable_progress_bars = False
     results = ray.data.from_items(work, override_num_blocks=len(work)).map_batches(
         _Ranker,
-        fn_constructor_args=(draft.store, (draft.kind, draft.name, draft.version), users, items, chosen),
+        fn_constructor_args=(draft.store, (draft.kind, draft.name, draft.version), users, items, titles, chosen),
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(size=num_actors),
         num_cpus=chosen.num_cpus or cpus_each(num_actors),
@@ -638,8 +635,10 @@ class Source:
     seen_2E: Tensor
 
     @classmethod
-    def load(cls, users: Artifact, items: Sequence[Artifact]) -> Source:
-        """Read users and their seen items from one artifact, candidates from one or more."""
+    def load(cls, users: Artifact, items: Sequence[Artifact], titles: Artifact | None = None) -> Source:
+        """Read users and their seen items from one artifact, candidates from the bundle and others; with what users say
+        they want, the bundle's ``titles`` that it is compared with.
+        """
         people, seen = users.read_table("users.parquet"), users.read_table("seen.parquet")
         scored: Scored
         if f"{HISTORY}.parquet" in users.files:
@@ -649,7 +648,12 @@ class Source:
             scored = item_scores(users.read_tensors("projector.safetensors")["weight_II"], lists)
         else:
             tables = [artifact.read_table("items.parquet", columns=["item_id", "representation"]) for artifact in items]
-            scored = _matrix(people, "representation"), torch.cat([_matrix(of, "representation") for of in tables])
+            item_ID = torch.cat([_matrix(table, "representation") for table in tables])
+            if titles is not None:
+                new = [artifact.read_table("items.parquet", columns=[WANTED]) for artifact in items[1:]]
+                title_IT = torch.cat([wanted_titles(titles), *(_matrix(table, WANTED) for table in new)])
+                item_ID = torch.cat([item_ID, title_IT], 1)
+            scored = _matrix(people, "representation"), item_ID
         item_ids = pa.concat_arrays([table["item_id"].combine_chunks() for table in tables])
         seen_2E = torch.from_numpy(np.stack([seen["user"].to_numpy(), seen["item"].to_numpy()]))
         return cls(people["user_id"].combine_chunks(), item_ids, scored, seen_2E)
@@ -690,14 +694,15 @@ class _Ranker:
         place: tuple[str, str, str],
         users: Artifact,
         items: Sequence[Artifact],
+        titles: Artifact | None,
         chosen: RecommendSettings,
     ) -> None:
-        self.store, self.place, self.users, self.items, self.chosen = store, place, users, items, chosen
+        self.store, self.place, self.chosen, self.read = store, place, chosen, (users, items, titles)
         torch.set_num_threads(max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1))))
 
     @functools.cached_property
     def source(self) -> Source:
-        return Source.load(self.users, self.items)
+        return Source.load(*self.read)
 
     def __call__(self, batch: dict[str, npt.NDArray[np.int64]]) -> dict[str, list[str]]:
         part, start, stop = (int(batch[name][0]) for name in ("part", "start", "stop"))

@@ -25,6 +25,7 @@ from alpharec.encoders import make_encoder
 from alpharec.evaluation import EvaluationError, scored_by
 from alpharec.graph import layer_weights
 from alpharec.intention import (
+    WAYS,
     Asked,
     Frozen,
     IntentionError,
@@ -33,7 +34,9 @@ from alpharec.intention import (
     measure_intentions,
     mix,
     names_in,
+    propagate_titles,
     take_titles_out,
+    wanted_titles,
     without_title,
 )
 from alpharec.ranking import Lists
@@ -278,39 +281,48 @@ def test_mixed_users_are_the_formula_and_alpha_zero_the_trained_model(
     """Two routes: layer 0 mixed and propagated, and the ends propagated and mixed, as propagation is linear."""
     data, (_, vectors, model) = load_dataset(shop[2]), trained
     item_IT = torch.from_numpy(load_vectors(vectors)).float()
-    frozen = Frozen.load(data, item_IT, model)
-    query_UD = frozen.network.project(torch.randn(NUM_USERS, 64, generator=torch.Generator().manual_seed(0)))
+    frozen = Frozen.load(data, item_IT, model, torch.zeros(NUM_ITEMS, 64))
+    query_UD = frozen.project(torch.randn(NUM_USERS, 64, generator=torch.Generator().manual_seed(0)))
     ends = [
         frozen.graph.propagate(user_UD, frozen.item_ID, layer_weights(2)) for user_UD in (frozen.history_UD, query_UD)
     ]
     for alpha in (0.0, 0.3, 1.0):
-        found = frozen.represent(query_UD, torch.full((NUM_USERS,), alpha), together=True)
+        found = frozen.together(query_UD, torch.full((NUM_USERS,), alpha))
         for side, ends_of_side in zip(found, zip(*ends, strict=True), strict=True):
             expected = frozen.objective.scale((1 - alpha) * ends_of_side[0] + alpha * ends_of_side[1])
             torch.testing.assert_close(side, expected, atol=1e-5, rtol=0)  # float32 sums in another order
-    for together in (True, False):
-        for side, expected in zip(
-            frozen.represent(query_UD, torch.zeros(NUM_USERS), together=together),
-            scored_by(model, data, item_IT),
-            strict=True,
-        ):
+    trained = scored_by(model, data, item_IT)
+    for found in (frozen.together(query_UD, torch.zeros(NUM_USERS)), frozen.trained):
+        for side, expected in zip(found, trained, strict=True):
             torch.testing.assert_close(side, expected, atol=1e-6, rtol=0)
 
 
-def test_a_user_who_asks_alone_changes_nobody_else(
+def test_scores_served_are_mixed_and_a_user_who_asks_changes_nobody_else(
     shop: tuple[Path, Store, Artifact], trained: tuple[Settings, Artifact, Artifact]
 ) -> None:
-    data, (_, vectors, model) = load_dataset(shop[2]), trained
-    frozen = Frozen.load(data, torch.from_numpy(load_vectors(vectors)).float(), model)
-    query_UD, alpha_U = torch.ones_like(frozen.history_UD), torch.zeros(NUM_USERS)
-    before = frozen.represent(query_UD, alpha_U, together=False)
-    alpha_U[3] = 0.5
-    user_UD, item_ID = frozen.represent(query_UD, alpha_U, together=False)
-    assert torch.equal(item_ID, before[1])
-    changed = (user_UD != before[0]).any(1).nonzero().squeeze(1)
+    _, store, dataset = shop
+    settings, vectors, model = trained
+    data, item_IT = load_dataset(dataset), torch.from_numpy(load_vectors(vectors)).float()
+    titles = propagate_titles(store, settings, dataset, vectors, model.settings["model"])
+    frozen = Frozen.load(data, item_IT, model, wanted_titles(titles))
+    query_UT, alpha_U = torch.randn(NUM_USERS, 64, generator=torch.Generator().manual_seed(0)), torch.zeros(NUM_USERS)
+    before = frozen.served(query_UT, alpha_U)
+    alpha_U[3] = 0.3
+    user_UE, item_IE = frozen.served(query_UT, alpha_U)
+    assert torch.equal(item_IE, before[1])
+    changed = (user_UE != before[0]).any(1).nonzero().squeeze(1)
     assert changed.tolist() == [3]
-    together_ID = frozen.represent(query_UD, alpha_U, together=True)[1]
-    assert not torch.equal(together_ID, item_ID)  # through the items of user 3
+    # In float64, from the centred titles on; the graph is the model's own.
+    text, mean = load_vectors(vectors).astype(np.float64), load_vectors(vectors).astype(np.float64).mean(0)
+    first_IT = torch.from_numpy((text - mean) / np.linalg.norm(text - mean, axis=1, keepdims=True)).float()
+    title_IT = frozen.graph.propagate(frozen.graph.mean_of_items(first_IT), first_IT, layer_weights(2))[1].double()
+    query_T = query_UT[3].double() - torch.from_numpy(mean)
+    cosine_I = title_IT @ query_T / title_IT.norm(dim=1) / query_T.norm()
+    user_UD, item_ID = (side.double() for side in scored_by(model, data, item_IT))
+    expected = 0.7 * (item_ID @ user_UD[3]) + 0.3 * cosine_I
+    torch.testing.assert_close((user_UE @ item_IE.T)[3].double(), expected, atol=5e-4, rtol=0)  # titles as halves
+    together_ID = frozen.together(frozen.project(query_UT), alpha_U)[1]
+    assert not torch.equal(together_ID, frozen.trained[1])  # through the items of user 3
 
 
 def test_mix_is_hand_computed() -> None:
@@ -327,7 +339,7 @@ def test_a_stated_wish_finds_its_target_and_alpha_is_chosen_on_valid_queries(
     made = measure_intentions(store, settings, dataset, vectors, model)
     assert store.folders("models", "wishes") == models, "alpha is searched on the frozen model"
     metrics = made.read_json("metrics.json")
-    for way in ("together", "alone"):
+    for way in WAYS:
         found, best = metrics[way], f"{metrics[way]['alpha']:g}"
         valid = found["curves"]["valid"]["ndcg@3"]
         assert found["alpha"] == found["alphas"][int(np.argmax(valid))] > 0
@@ -367,11 +379,12 @@ def test_queries_of_one_split_cannot_choose_alpha(
 
 def test_the_encoder_alone_ranks_titles_by_their_cosine_with_the_query() -> None:
     item_IT = torch.tensor([[3.0, 0.0], [1.0, 1.0], [0.0, 5.0], [-1.0, 0.0]])
+    query_UT = torch.tensor([[2.0, 1.0], [0.0, 0.0], [0.0, 1.0]])
     truth = Lists.from_pairs(torch.tensor([0, 2]), torch.tensor([1, 3]), 3)
     seen = Lists.from_pairs(torch.tensor([0]), torch.tensor([0]), 3)  # left out: item 1 comes first for user 0
-    asked = Asked(None, torch.tensor([0, 2]), torch.zeros(3, 7), truth, seen, k=2, block_size=8)  # type: ignore[arg-type]
-    found = asked.by_vectors(torch.tensor([[2.0, 1.0], [0.0, 1.0]]), item_IT)
-    assert found == {"hr@2": 0.5, "ndcg@2": 0.5}
+    asked = Asked(None, torch.tensor([0, 2]), query_UT, torch.zeros(3, 7), truth, seen, k=2, block_size=8)  # type: ignore[arg-type]
+    found = asked.by_vectors(item_IT)
+    assert {name: values.tolist() for name, values in found.items()} == {"hr@2": [1.0, 0.0], "ndcg@2": [1.0, 0.0]}
 
 
 def test_queries_of_a_centred_model_are_centred_by_its_titles(
@@ -403,5 +416,5 @@ def test_queries_of_a_centred_model_are_centred_by_its_titles(
             score_I[pairs.items[pairs.users == row]] = -np.inf
         place = (score_I > score_I[ids.index(item)]).sum()
         found.append(1 / np.log2(place + 2) if place < 3 else 0.0)
-    np.testing.assert_allclose(table["alone/ndcg@3 at 1"].to_numpy(), found, atol=1e-6)
+    np.testing.assert_allclose(table["served/ndcg@3 at 1"].to_numpy(), found, atol=1e-6)
     assert 0 < np.mean(found) < 1

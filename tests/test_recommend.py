@@ -25,8 +25,8 @@ from alpharec.embed import embed
 from alpharec.encoders import make_encoder
 from alpharec.evaluation import evaluate_model, scored_by
 from alpharec.graph import layer_weights
-from alpharec.model import AlphaRec, Objective, mean_of_titles
-from alpharec.networks import build_graph, build_model, load_model
+from alpharec.model import Objective, mean_of_titles
+from alpharec.networks import build_graph, build_model
 from alpharec.ranking import Lists
 from alpharec.recommend import (
     RecommendError,
@@ -336,8 +336,8 @@ def test_a_trained_user_given_by_its_train_items_gets_its_own_representation(
     user_UD, _, context_ID = represent_trained(dataset, item_IT.float(), network, objective)
     pairs = [torch.from_numpy(part) for part in (dataset.train.users, dataset.train.items)]
     lists = Lists.from_pairs(*pairs, NUM_USERS)  # all but the user without train items
-    mean_T = mean_of_titles(item_IT.float()) if centred else None
-    found = objective.scale(represent_users(network, item_IT, context_ID, lists, mean_T=mean_T, block_size=7))
+    mean_T = mean_of_titles(item_IT.float())
+    found = objective.scale(represent_users(network, item_IT, context_ID, lists, mean_T, block_size=7))
     # Float32 sums in another order; with propagate-first vectors of half precision, 2^-11, whose dot products are 0.1.
     tolerance = 1e-5 if order == "project-first" else 1e-3
     torch.testing.assert_close(found, user_UD[:NUM_USERS], atol=tolerance, rtol=0)
@@ -418,8 +418,9 @@ def dense_new_user(shop: Shop, items: list[int], new_text: Matrix | None = None)
     if new_text is not None:
         text = np.concatenate([text, new_text])
         context = np.concatenate([context, np.zeros((len(new_text), context.shape[1]))])
-    first = project(shop.bundle, "projector.safetensors", text[items].mean(0, keepdims=True))
-    return unit(first / 3 + context[items].sum(0) / np.sqrt(len(items)))
+    mean = text[items].mean(0, keepdims=True) if items else np.zeros((1, text.shape[1]))
+    first = project(shop.bundle, "projector.safetensors", mean)
+    return unit(first / 3 + context[items].sum(0) / np.sqrt(max(1, len(items))))
 
 
 def test_new_users_get_lists_by_their_items_alone(shop: Shop) -> None:
@@ -504,14 +505,23 @@ def test_new_users_need_the_title_vectors(shop: Shop) -> None:
 # ---------------------------------------------------------------- intentions
 
 
-def dense_asking_user(shop: Shop, items: list[int], query: str, alpha: float) -> Matrix:
-    """Return the formula in float64: ((1 - alpha) projector(mean text) + alpha projector(query)) / 3 + context."""
-    text, context = load_vectors(shop.vectors).astype(np.float64), matrix(shop.bundle, "items.parquet", "context")
+def dense_wanted_scores(shop: Shop, query: str) -> Matrix:
+    """Return the cosine of a query with each item's propagated title, both less the titles' mean, in float64."""
+    text, train = load_vectors(shop.vectors).astype(np.float64), load_dataset(shop.dataset).train
     asked = make_encoder(shop.settings.encoder, shop.settings.embed).encode([query]).astype(np.float64)
-    mean = text[items].mean(0, keepdims=True) if items else np.zeros((1, text.shape[1]))
-    ends = [project(shop.bundle, "projector.safetensors", vector) for vector in (mean, asked)]
-    first = (1 - alpha) * ends[0] + alpha * ends[1]
-    return unit(first / 3 + context[items].sum(0) / np.sqrt(max(1, len(items))))
+    has = np.zeros((NUM_USERS + 1, NUM_ITEMS))
+    has[train.users, train.items] = 1
+    counts = [np.maximum(1, has.sum(side, keepdims=True)) for side in (1, 0)]
+    item = first = unit(text - text.mean(0))
+    user, spread = has @ item / counts[0], has / np.sqrt(counts[0] * counts[1])
+    second, user = spread.T @ user, spread @ item
+    return (unit(asked - text.mean(0)) @ unit(first + second + spread.T @ user).T)[0]
+
+
+def dense_asked_scores(shop: Shop, items: list[int], query: str, alpha: float) -> Matrix:
+    """Return (1 - alpha) the score of who has these items + alpha ``dense_wanted_scores``."""
+    item_ID = matrix(shop.bundle, "items.parquet", "representation")
+    return (1 - alpha) * (dense_new_user(shop, items) @ item_ID.T)[0] + alpha * dense_wanted_scores(shop, query)
 
 
 def test_users_of_the_bundle_get_lists_by_their_history_and_what_they_want(shop: Shop) -> None:
@@ -520,25 +530,29 @@ def test_users_of_the_bundle_get_lists_by_their_history_and_what_they_want(shop:
     lists = read_lists(recommend(shop.store, shop.asking(intentions=wishes, alpha=0.7)))
     dataset = load_dataset(shop.dataset)
     ids, users = dataset.item_ids.to_pylist(), dataset.user_ids.to_pylist()
-    item_ID = matrix(shop.bundle, "items.parquet", "representation")
     assert list(lists) == list(said)
     for user, query in said.items():
         train, seen = (histories(dataset, *splits)[users.index(user)] for splits in (["train"], []))
-        scores = (dense_asking_user(shop, train, query, 0.7) @ item_ID.T)[0]
+        scores = dense_asked_scores(shop, train, query, 0.7)
         assert lists[user]["item_ids"] == best(ids, scores, K, {ids[item] for item in seen})
+        # Propagated titles are kept as halves, 2^-11.
+        expected = [scores[ids.index(item)] for item in lists[user]["item_ids"]]
+        np.testing.assert_allclose(lists[user]["scores"], expected, atol=1e-3)
 
 
-def test_some_of_the_new_users_say_what_they_want(shop: Shop) -> None:
+def test_some_of_the_new_users_say_what_they_want_and_new_items_are_wanted_too(shop: Shop) -> None:
     users = table_file(shop.folder, "askers.csv", "user_id,item_ids", "a,i0 i2", "b,i1 i3", "c,i0 i2")
     wishes = table_file(shop.folder, "wish.jsonl", json.dumps({"user_id": "c", "query": " blue \n thing"}))
-    lists = read_lists(recommend(shop.store, shop.asking(users=users, intentions=wishes, alpha=1.0)))
-    ids, item_ID = (
-        load_dataset(shop.dataset).item_ids.to_pylist(),
-        matrix(shop.bundle, "items.parquet", "representation"),
-    )
+    new = table_file(shop.folder, "wanted.csv", "item_id,title", "w0,blue thing")
+    asked = shop.asking(users=users, intentions=wishes, new_items=new, alpha=1.0, k=100)
+    lists = read_lists(recommend(shop.store, asked))
+    ids = load_dataset(shop.dataset).item_ids.to_pylist()
     for user, items, alpha in (("a", [0, 2], 0.0), ("b", [1, 3], 0.0), ("c", [0, 2], 1.0)):
-        scores = (dense_asking_user(shop, items, "blue thing", alpha) @ item_ID.T)[0]
-        assert lists[user]["item_ids"] == best(ids, scores, K, {ids[item] for item in items})
+        scores = dense_asked_scores(shop, items, "blue thing", alpha)
+        found = [item for item in lists[user]["item_ids"] if item != "w0"]
+        assert found == best(ids, scores, 100, {ids[item] for item in items})
+    assert lists["c"]["item_ids"][0] == "w0"
+    assert lists["c"]["scores"][0] == pytest.approx(1.0, abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -596,12 +610,13 @@ def test_the_bundles_users_get_new_items_too(shop: Shop) -> None:
 def test_a_new_item_has_only_layer_zero(shop: Shop) -> None:
     network = build_model(shop.settings, 32)
     text_IT = torch.randn(3, 32, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(represent_items(network, text_IT), network.project(text_IT).detach() / 3)
+    found = represent_items(network, text_IT, mean_of_titles(text_IT))
+    torch.testing.assert_close(found, network.project(text_IT).detach() / 3)
 
 
 @pytest.mark.parametrize(("order", "num_layers"), [("project-first", 0), ("propagate-first", 2)])
 def test_newcomers_of_a_centred_model_are_read_by_the_bundles_own_mean(shop: Shop, order: str, num_layers: int) -> None:
-    """A user, an item and a wish that the bundle knows already come out as it has them."""
+    """A user and an item that the bundle knows already come out as it has them."""
     model = {"centred": True, "order": order, "num_layers": num_layers, "hidden_width": 16, "width": 8}
     settings = shop_settings(shop.folder, name=f"centred-{order}-{num_layers}", model=model)
     vectors = shop.vectors
@@ -617,28 +632,14 @@ def test_newcomers_of_a_centred_model_are_read_by_the_bundles_own_mean(shop: Sho
     train = histories(load_dataset(shop.dataset), "train")[0]
     users = table_file(shop.folder, "twin.csv", "user_id,item_ids", "twin," + " ".join(f"i{item}" for item in train))
     new = table_file(shop.folder, "twin_item.csv", "item_id,title", f"twin,{title}")
-    wishes = table_file(shop.folder, "twin_wish.csv", "user_id,query", f"twin,{title}")
-
-    def ask(**given: Any) -> dict[str, float]:
-        chosen = settings.recommend.model_copy(update={"k": 100, "users": users, "new_items": new} | given)
-        row = read_lists(recommend(shop.store, settings.model_copy(update={"recommend": chosen})))["twin"]
-        return dict(zip(row["item_ids"], row["scores"], strict=True))
-
-    found, scores = ask(), dense_scores(bundle)[0]
+    chosen = settings.recommend.model_copy(update={"k": 100, "users": users, "new_items": new})
+    row = read_lists(recommend(shop.store, settings.model_copy(update={"recommend": chosen})))["twin"]
+    found, scores = dict(zip(row["item_ids"], row["scores"], strict=True)), dense_scores(bundle)[0]
     # propagate-first trains on halves, 2^-11, whose dot products are about 0.1.
     tolerance = 1e-5 if order == "project-first" else 1e-3
     assert found["twin"] == pytest.approx(found[f"i{NUM_ITEMS - 2}"], abs=tolerance)
     for item in set(range(NUM_ITEMS)) - set(train):
         assert found[f"i{item}"] == pytest.approx(scores[item], abs=tolerance)
-    network, _ = load_model(bundle.read_json("settings.json"), bundle.read_tensors("projector.safetensors"))
-    assert isinstance(network, AlphaRec)
-    # Alpha 1, without rounds after the projector: the projected wish alone.
-    mean_T = bundle.read_tensors("mean.safetensors")["title_T"]
-    wish_QD = network.project(network.read(torch.from_numpy(load_vectors(vectors)[[-2]]).float(), mean_T))
-    item_ID = torch.from_numpy(matrix(bundle, "items.parquet", "representation")).float()
-    expected = (torch.nn.functional.normalize(wish_QD, dim=1) @ item_ID.T)[0, -1]
-    asked = ask(intentions=wishes, alpha=1.0)
-    assert asked[f"i{NUM_ITEMS - 1}"] == pytest.approx(float(expected), abs=tolerance)
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "paper": {},
     "linear-mapping": {"model": UNPROPAGATED | {"projector": "linear"}} | PLAIN,
     "no-mlp": {"model": {"projector": "linear"}},
+    "residual": {"model": {"projector": "residual"}},
     "no-propagation": {"model": UNPROPAGATED} | PLAIN,
     "no-contrast": {"train": BPR},
     "propagate-first": {"model": {"order": "propagate-first"}} | PLAIN,
@@ -229,10 +230,11 @@ class ModelSettings(Section):
         description="propagate-first: propagate the title vectors once, ahead of training, then train the projector on "
         "a batch's rows alone, with no graph in the step",
     )
-    projector: Literal["mlp", "linear", "identity"] = Field(
+    projector: Literal["mlp", "linear", "residual", "identity"] = Field(
         "mlp",
-        description="mlp: Linear(d,h) - LeakyReLU - Linear(h,64). linear: Linear(d,64) without bias. identity: the "
-        "title vectors themselves, nothing to train",
+        description="mlp: Linear(d,h) - LeakyReLU - Linear(h,64). linear: Linear(d,64) without bias. "
+        "residual: the title vectors plus an MLP of them, as wide as they are, untrained the vectors themselves. "
+        "identity: the title vectors, nothing to train",
     )
     centred: bool = Field(
         False,
@@ -418,8 +420,10 @@ def idle_parameters(settings: Settings) -> set[str]:
     idle = set() if model.kind == "alpharec" and model.order == "project-first" else {"model.centred"}
     if model.num_layers == 0 or model.kind == "multvae" or model.order == "propagate-first":
         idle |= {"model.num_layers", "model.layer_0_weight"}
-    if model.kind == "id" or (model.kind == "alpharec" and model.projector != "mlp"):
+    if model.kind == "id" or (model.kind == "alpharec" and model.projector not in ("mlp", "residual")):
         idle |= {"model.hidden_width"}
+    if model.projector == "residual":
+        idle |= {"model.width"}
     if loss not in ("infonce", "bc"):
         idle |= {"train.temperature"}
     return idle | ({"train.num_negatives"} if loss == "multinomial" else set())
@@ -566,15 +570,15 @@ class Settings(BaseSettings):
     storage: str = Field("store", description="storage root: a folder, s3://bucket/prefix, any fsspec URL")
     seed: int = Field(101, ge=0, description="the one seed; same seed and same workers: same bits on CPU")
     preset: Literal[
-        "paper", "linear-mapping", "no-mlp", "no-propagation", "no-contrast", "propagate-first", "text-propagation",
-        "text-neighbors", "lightgcn", "lightgcn-bpr", "mf", "mf-bpr", "sgl", "sgl-bpr", "xsimgcl", "xsimgcl-bpr",
-        "bc-loss", "multvae", "ease", "gf-cf",
+        "paper", "linear-mapping", "no-mlp", "residual", "no-propagation", "no-contrast", "propagate-first",
+        "text-propagation", "text-neighbors", "lightgcn", "lightgcn-bpr", "mf", "mf-bpr", "sgl", "sgl-bpr", "xsimgcl",
+        "xsimgcl-bpr", "bc-loss", "multvae", "ease", "gf-cf",
     ] = Field(
         "paper",
-        description="starting point of model and train settings: the paper's model, one of its ablations, the other "
-        "order, title vectors that nothing is trained on, or a model that knows no titles (lightgcn, mf, sgl, xsimgcl: "
-        "AlphaRec's loss and batches; -bpr: BPR with one negative, as published; bc-loss, multvae; ease, gf-cf: closed "
-        "forms)",
+        description="starting point of model and train settings: the paper's model, one of its ablations, a projector "
+        "that adds to the titles, the other order, title vectors that nothing is trained on, or a model that knows no "
+        "titles (lightgcn, mf, sgl, xsimgcl: AlphaRec's loss and batches; -bpr: BPR with one negative, as published; "
+        "bc-loss, multvae; ease, gf-cf: closed forms)",
     )  # fmt: skip
     data: DataSettings = DataSettings()
     encoder: EncoderSettings = EncoderSettings()
@@ -621,10 +625,10 @@ class Settings(BaseSettings):
                 "train.loss = multinomial and model.kind = multvae go together, and train.loss = bc with model.kind = "
                 f"id (got {loss} and {kind}); choose a preset"
             )
-        if (self.model.projector == "identity" or self.model.centred) and kind != "alpharec":
+        if (self.model.projector in ("identity", "residual") or self.model.centred) and kind != "alpharec":
             raise ValueError(
-                "model.projector = identity and model.centred are for model.kind = alpharec, which reads titles (got "
-                f"{kind})"
+                "model.projector = identity or residual and model.centred are for model.kind = alpharec, which reads "
+                f"titles (got {kind})"
             )
         if (self.model.projector == "identity" or kind in CLOSED_FORMS) and self.train.max_epochs:
             raise ValueError(

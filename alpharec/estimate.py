@@ -131,12 +131,13 @@ class Size:
     @property
     def first_width(self) -> int:
         """Width of the projector's first layer."""
-        return self.hidden_width if self.projector == "mlp" else self.width
+        return self.width if self.projector == "linear" else self.hidden_width
 
     @property
     def commutes(self) -> bool:
         """Whether users' means are taken after the first layer."""
-        return not self.propagate_first and mean_commutes(self.users, self.interactions, self.text_width)
+        kept = self.propagate_first or self.projector == "residual"
+        return not kept and mean_commutes(self.users, self.interactions, self.text_width)
 
     @property
     def num_rounds(self) -> int:
@@ -241,7 +242,7 @@ def size_of(
     return Size(
         **known,
         hidden_width=model.resolve_hidden_width(known["text_width"]),
-        width=model.width,
+        width=known["text_width"] if model.projector == "residual" else model.width,
         projector=model.projector,
         num_layers=model.num_layers,
         batch_size=train.batch_size,
@@ -406,7 +407,7 @@ def _setup(size: Size, device: Device) -> tuple[float, float]:
 def _seconds(size: Size, device: Device) -> dict[str, float]:
     pairs, (users, share, items) = _share(size)[2], _step_rows(size)
     cell, workers, width, text = BYTES[size.precision], size.num_workers, size.width, size.text_width
-    mlp, hidden, commutes = size.projector == "mlp", size.first_width, size.commutes
+    mlp, hidden, commutes = size.projector != "linear", size.first_width, size.commutes
     rows = share if commutes else share + users
     products = 4 * rows * text * hidden + (6 * (share + users) * hidden * width if mlp else 0)
     sums = 4 * size.num_rounds * pairs * width * 4 + (2 * pairs * hidden * cell if commutes else 0)

@@ -191,9 +191,9 @@ class AlphaRec(nn.Module):
     Args:
         text_width: T.
         hidden_width: H of the MLP; unused by the linear projector.
-        width: D; the identity's is T.
-        projector: "mlp", Linear(T,H) - LeakyReLU(0.01) - Linear(H,D), "linear", Linear(T,D) without bias, or
-            "identity", which is not trained.
+        width: D; the identity's and the residual's is T.
+        projector: "mlp", Linear(T,H) - LeakyReLU(0.01) - Linear(H,D); "linear", Linear(T,D) without bias; "residual",
+            the text itself plus an MLP of it, whose last layer starts at 0; or "identity", which is not trained.
         num_layers: L of the propagation; 0 turns it off.
         layer_0_weight: of a node's own vector in the sum of layers; None: 1 / (L + 1).
         propagate_first: it is the vectors that were propagated, before the projector; no graph is left in a step.
@@ -218,20 +218,23 @@ class AlphaRec(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        width = text_width if projector == "identity" else width
+        width = text_width if projector in ("identity", "residual") else width
+        self.residual, mlp = projector == "residual", projector in ("mlp", "residual")
         self.num_layers, self.propagate_first, self.centred = num_layers, propagate_first, centred
         self.layer_weights = layer_weights(num_layers, layer_0_weight)
         # Made on "meta", so that torch's own initialisation does not advance the global generator.
-        first_width = hidden_width if projector == "mlp" else width
-        self.first = nn.Linear(text_width, first_width, bias=projector == "mlp", device="meta").to_empty(device="cpu")
-        last = nn.Linear(hidden_width, width, device="meta").to_empty(device="cpu")
-        self.last = last if projector == "mlp" else None
+        first_width = hidden_width if mlp else width
+        self.first = nn.Linear(text_width, first_width, bias=mlp, device="meta").to_empty(device="cpu")
+        self.last = nn.Linear(hidden_width, width, device="meta").to_empty(device="cpu") if mlp else None
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for layer in filter(None, (self.first, self.last)):
                 bound = 1 / math.sqrt(layer.in_features)
                 for weight in layer.parameters():
                     weight.copy_(torch.empty(weight.shape).uniform_(-bound, bound, generator=generator))
+            if self.residual and self.last is not None:
+                nn.init.zeros_(self.last.weight)
+                nn.init.zeros_(self.last.bias)
         if projector == "identity":
             nn.init.eye_(self.first.weight)
             self.first.requires_grad_(False)
@@ -246,7 +249,8 @@ class AlphaRec(nn.Module):
         blocks = []
         for text_BT in text_XT.split(ROWS_AT_ONCE):
             first_BH = F.linear(text_BT, self.first.weight, self.first.bias)
-            blocks.append(first_BH if self.last is None else self.last(F.leaky_relu_(first_BH, SLOPE)))
+            out_BD = first_BH if self.last is None else self.last(F.leaky_relu_(first_BH, SLOPE))
+            blocks.append(out_BD.add_(text_BT) if self.residual else out_BD)
         return torch.cat(blocks)
 
     def _weights(self) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
@@ -264,13 +268,15 @@ class AlphaRec(nn.Module):
     ) -> TextFeatures:
         """Return the features that this model reads, from title vectors; see ``TextFeatures.build``."""
         weights = self.layer_weights if self.propagate_first else (1.0,)
-        return TextFeatures.build(item_ST, graph, precision=precision, weights=weights, centred=self.centred)
+        commute = False if self.residual else None  # it adds the means themselves
+        chosen: dict[str, Any] = {"commute": commute, "precision": precision, "centred": self.centred}
+        return TextFeatures.build(item_ST, graph, weights=weights, **chosen)
 
     def layer_0(self, graph: InteractionGraph, features: TextFeatures) -> tuple[Tensor, Tensor]:
         """Return representations before propagation. Shapes: -> user_UD [U, D], item_SD [S, D]."""
         return cast(
             tuple[Tensor, Tensor],
-            _Project.apply(*self._weights(), graph, features, torch.is_grad_enabled()),  # type: ignore[no-untyped-call]
+            _Project.apply(*self._weights(), graph, features, self.residual, torch.is_grad_enabled()),  # type: ignore[no-untyped-call]
         )
 
     def forward(self, graph: InteractionGraph, features: TextFeatures) -> tuple[Tensor, Tensor]:
@@ -297,6 +303,7 @@ class _Project(torch.autograd.Function):
         bias_D: Tensor | None,
         graph: InteractionGraph,
         features: TextFeatures,
+        residual: bool,
         keep: bool,
     ) -> tuple[Tensor, Tensor]:
         item_ST, user_UT = features.item_ST, features.user_UT
@@ -306,6 +313,10 @@ class _Project(torch.autograd.Function):
         if bias_D is not None:
             user_UD += bias_D
             item_SD += bias_D
+        if residual:  # no gradient reaches the text: the backward pass is the same
+            assert user_UT is not None, "a residual projector needs the users' means: AlphaRec.features keeps them"
+            user_UD += user_UT
+            item_SD += item_ST
 
         def finish(hidden_XH: Tensor, units: slice, out_XD: Tensor) -> None:
             if bias_H is None or last_DH is None:
@@ -368,7 +379,7 @@ class _Project(torch.autograd.Function):
             if to_items:
                 item_SG += graph.share_of_items(torch.cat(to_items, 1))
             _add_product(first_gradient_HT[group], item_SG.T, features.item_ST)
-        return first_gradient_HT, *rest, None, None, None
+        return first_gradient_HT, *rest, None, None, None, None
 
 
 def _slices(first: int, end: int, at_once: int) -> list[slice]:

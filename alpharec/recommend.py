@@ -352,8 +352,9 @@ def _model_line(model: Mapping[str, Any]) -> str:
     titles = "title vectors less their mean" if model.get("centred") else "title vectors as they are"
     if model["projector"] == "identity":
         return f"{titles}, nothing trained: {model['num_layers']} layers"
+    width = "their" if model["projector"] == "residual" else model["width"]
     projector = f"{model['projector']} projector of {titles}"
-    return f"{projector}, width {model['width']}, {model['num_layers']} layers, {model['order']}"
+    return f"{projector}, width {width}, {model['num_layers']} layers, {model['order']}"
 
 
 # ---------------------------------------------------------------- recommend

@@ -163,6 +163,7 @@ def test_dumped_settings_load_as_they_were() -> None:
         ("paper", "mlp", 2, "infonce", 256, "alpharec", "project-first", "none"),
         ("linear-mapping", "linear", 0, "infonce", 256, "alpharec", "project-first", "none"),
         ("no-mlp", "linear", 2, "infonce", 256, "alpharec", "project-first", "none"),
+        ("residual", "residual", 2, "infonce", 256, "alpharec", "project-first", "none"),
         ("no-propagation", "mlp", 0, "infonce", 256, "alpharec", "project-first", "none"),
         ("no-contrast", "mlp", 2, "bpr", 1, "alpharec", "project-first", "none"),
         ("propagate-first", "mlp", 2, "infonce", 256, "alpharec", "propagate-first", "none"),

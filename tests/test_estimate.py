@@ -61,9 +61,9 @@ def test_feature_bytes_are_those_of_real_features(precision: str, text_width: in
     assert (means == 0) == (text_width == 200), "12 columns are kept, 200 commute: 600 x 200 > 4 x 12,000"
 
 
-@pytest.mark.parametrize("projector", ["mlp", "linear"])
+@pytest.mark.parametrize("projector", ["mlp", "linear", "residual"])
 def test_weights_are_those_of_a_real_model(projector: str) -> None:
-    size = dataclasses.replace(SIZE, projector=projector)
+    size = dataclasses.replace(SIZE, projector=projector, width=TEXT if projector == "residual" else 8)
     model = AlphaRec(TEXT, hidden_width=32, width=8, projector=projector)
     assert num_weights(size) == sum(weight.numel() for weight in model.parameters())
 

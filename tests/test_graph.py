@@ -265,6 +265,7 @@ def share(part: Part, item_IT: Tensor) -> Tensor:
 OTHERS: dict[str, tuple[Any, Objective]] = {
     "ids": (lambda *sizes: IdEmbeddings(*sizes, width=4, seed=5), Objective()),
     "sgl": (lambda *sizes: IdEmbeddings(*sizes, width=4, seed=5), Contrast(weight=0.3, dropped=0.3)),
+    "residual": (lambda *sizes: AlphaRec(6, hidden_width=10, projector="residual", seed=5), Objective()),
     "sgl of titles": (lambda *sizes: AlphaRec(6, hidden_width=10, width=4, seed=5), Contrast(weight=0.3, dropped=0.3)),
     "xsimgcl": (
         lambda *sizes: IdEmbeddings(*sizes, width=4, layer_0_weight=0.0, seed=5),
@@ -294,6 +295,7 @@ def take_steps(
     text_model = AlphaRec(6, hidden_width=10, width=4, num_layers=2, propagate_first=first, seed=5)
     make, objective = OTHERS.get(other, (lambda *sizes: text_model, Objective()))
     model = make(*seen_UI.shape).double()
+    commute &= other != "residual"  # which keeps users' means
     weights = layer_weights(2 if first else 0)
     features = TextFeatures.build(share(part, item_IT), graph, commute=commute, weights=weights, centred=centred)
     assert (features.user_UT is None) == commute

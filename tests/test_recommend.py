@@ -321,7 +321,7 @@ def test_a_trained_user_given_by_its_train_items_gets_its_own_representation(
     shop: Shop, num_layers: int, order: str, loss: str, centred: bool
 ) -> None:
     """Two routes: propagation over the graph, and projector plus the items' context."""
-    own = {} if num_layers < 3 else {"layer_0_weight": 0.6}
+    own = {} if num_layers < 3 else {"layer_0_weight": 0.6, "projector": "residual"}
     settings = Settings.model_validate(
         {
             "model": {"num_layers": num_layers, "order": order, "hidden_width": 16, "width": 8, "centred": centred}

@@ -266,6 +266,10 @@ class ModelSettings(Section):
             )
         return self
 
+    def resolve_width(self, text_width: int) -> int:
+        """Return the width of a representation: the setting, or the titles' where the projector keeps it."""
+        return text_width if self.projector in ("identity", "residual") else self.width
+
     def resolve_hidden_width(self, text_width: int) -> int:
         """Return h for vectors of ``text_width``: the setting, else the paper's, else 1,536."""
         return self.hidden_width or PAPER_HIDDEN_WIDTH.get(text_width, DEFAULT_HIDDEN_WIDTH)

@@ -242,7 +242,7 @@ def size_of(
     return Size(
         **known,
         hidden_width=model.resolve_hidden_width(known["text_width"]),
-        width=known["text_width"] if model.projector == "residual" else model.width,
+        width=model.resolve_width(known["text_width"]),
         projector=model.projector,
         num_layers=model.num_layers,
         batch_size=train.batch_size,

@@ -20,6 +20,7 @@ Source: arXiv 2407.05441 section 5.3; how its queries and targets were made was 
 
 from __future__ import annotations
 
+import functools
 import logging
 import re
 import unicodedata
@@ -392,8 +393,12 @@ class Frozen:
 
         Shapes: query_UT [U, T], alpha_U [U], both 0 for a user who says nothing -> [U, D + T], [I, D + T].
         """
-        user_UD, item_ID = self.trained
-        return mix_scores(user_UD, centre(query_UT, self.mean_T), alpha_U), torch.cat([item_ID, self.title_IT], 1)
+        return mix_scores(self.trained[0], centre(query_UT, self.mean_T), alpha_U), self.served_items
+
+    @functools.cached_property
+    def served_items(self) -> Tensor:
+        """Items as ``served`` ranks them, the same at every alpha. Shapes: -> [I, D + T]."""
+        return torch.cat([self.trained[1], self.title_IT], 1)
 
 
 # ---------------------------------------------------------------- the sweep

@@ -236,7 +236,7 @@ def run_trained(board: Board, name: str) -> tuple[dict[str, Any], npt.NDArray[np
         "learning_rate": tuned.train.learning_rate,
         "num_layers": network.num_layers,
         "layer_0_weight": tuned.model.layer_0_weight,
-        "width": models[0].summary["text_width"] if tuned.model.projector == "residual" else tuned.model.width,
+        "width": tuned.model.resolve_width(models[0].summary["text_width"]),
         "centred": tuned.model.centred,
         "temperature": tuned.train.temperature if tuned.train.loss in ("infonce", "bc") else None,
         "weights": sum(weight.numel() for weight in network.parameters()),

@@ -352,9 +352,8 @@ def _model_line(model: Mapping[str, Any]) -> str:
     titles = "title vectors less their mean" if model.get("centred") else "title vectors as they are"
     if model["projector"] == "identity":
         return f"{titles}, nothing trained: {model['num_layers']} layers"
-    width = "their" if model["projector"] == "residual" else model["width"]
-    projector = f"{model['projector']} projector of {titles}"
-    return f"{projector}, width {width}, {model['num_layers']} layers, {model['order']}"
+    width = "as wide as they are" if model["projector"] == "residual" else f"width {model['width']}"
+    return f"{model['projector']} projector of {titles}, {width}, {model['num_layers']} layers, {model['order']}"
 
 
 # ---------------------------------------------------------------- recommend

@@ -315,7 +315,7 @@ def model_card(
         data=f"{report['users']:,} users, {report['items']:,} items; interactions: {sizes['train']:,} train, "
         f"{sizes['valid']:,} valid, {sizes['test']:,} test; split {dataset.settings['data']['split']}",
         encoder=json.dumps(summary["fingerprint"], sort_keys=True),
-        model=_model_line(model),
+        model=_model_line(model, summary),
         train=f"{_loss_line(train)}, epoch picked on {train['select_on']}, seed {settings['seed']}"
         f"{'' if own else ', on ' + '/'.join(trained.made_from('dataset')) + ' alone: zero-shot here'}",
         scores="\n".join(scores),
@@ -340,7 +340,7 @@ def _loss_line(train: Mapping[str, Any]) -> str:
     return f"{train['loss']}, temperature {train['temperature']}, {train['num_negatives']} negatives"
 
 
-def _model_line(model: Mapping[str, Any]) -> str:
+def _model_line(model: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
     if model["kind"] == "multvae":
         return f"autoencoder, no titles: latent width {model['width']}"
     if model["kind"] == "id":
@@ -352,8 +352,8 @@ def _model_line(model: Mapping[str, Any]) -> str:
     titles = "title vectors less their mean" if model.get("centred") else "title vectors as they are"
     if model["projector"] == "identity":
         return f"{titles}, nothing trained: {model['num_layers']} layers"
-    width = "as wide as they are" if model["projector"] == "residual" else f"width {model['width']}"
-    return f"{model['projector']} projector of {titles}, {width}, {model['num_layers']} layers, {model['order']}"
+    projector = f"{model['projector']} projector of {titles}"
+    return f"{projector}, width {summary['width']}, {model['num_layers']} layers, {model['order']}"
 
 
 # ---------------------------------------------------------------- recommend

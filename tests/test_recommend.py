@@ -614,11 +614,17 @@ def test_a_new_item_has_only_layer_zero(shop: Shop) -> None:
     torch.testing.assert_close(found, network.project(text_IT).detach() / 3)
 
 
-@pytest.mark.parametrize(("order", "num_layers"), [("project-first", 0), ("propagate-first", 2)])
-def test_newcomers_of_a_centred_model_are_read_by_the_bundles_own_mean(shop: Shop, order: str, num_layers: int) -> None:
+@pytest.mark.parametrize(
+    ("order", "num_layers", "projector", "width"),
+    [("project-first", 0, "mlp", 8), ("propagate-first", 2, "mlp", 8), ("project-first", 0, "residual", 32)],
+)
+def test_newcomers_of_a_centred_model_are_read_by_the_bundles_own_mean(
+    shop: Shop, order: str, num_layers: int, projector: str, width: int
+) -> None:
     """A user and an item that the bundle knows already come out as it has them."""
     model = {"centred": True, "order": order, "num_layers": num_layers, "hidden_width": 16, "width": 8}
-    settings = shop_settings(shop.folder, name=f"centred-{order}-{num_layers}", model=model)
+    name = f"centred-{order}-{num_layers}-{projector}"
+    settings = shop_settings(shop.folder, name=name, model=model | {"projector": projector})
     vectors = shop.vectors
     source = source_vectors(shop.store, settings, shop.dataset, vectors)
     training = Training.build(settings, shop.dataset, source)
@@ -626,7 +632,8 @@ def test_newcomers_of_a_centred_model_are_read_by_the_bundles_own_mean(shop: Sho
     trained = commit_model(shop.store, settings, shop.dataset, vectors, training.state, run="here")
     evaluation = evaluate_model(shop.store, settings, shop.dataset, vectors, trained)
     bundle = publish(shop.store, settings, shop.dataset, vectors, trained, evaluation)
-    assert "projector of title vectors less their mean" in bundle.read_bytes("MODEL_CARD.md").decode()
+    card = bundle.read_bytes("MODEL_CARD.md").decode()
+    assert f"{projector} projector of title vectors less their mean, width {width}," in card
     # Items 18 and 19 have no train interaction: layer 0 is all a known item without interactions has.
     title = f"{COLORS[0]} thing number{NUM_ITEMS - 2}"
     train = histories(load_dataset(shop.dataset), "train")[0]

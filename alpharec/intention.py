@@ -20,7 +20,6 @@ Source: arXiv 2407.05441 section 5.3; how its queries and targets were made was 
 
 from __future__ import annotations
 
-import functools
 import logging
 import re
 import unicodedata
@@ -341,7 +340,7 @@ class Frozen:
     """A trained model on its graph, encoded, projected and propagated once: every alpha starts from here.
 
     Shapes: history_UD [U, D], item_ID [I, D], layer 0; trained, [U, D] and [I, D], whose dot products are scores;
-    title_IT [I, T], ``wanted_titles``; mean_T [T], of the titles' vectors.
+    served_items [I, D + T], the trained items beside ``wanted_titles``; mean_T [T], of the titles' vectors.
     """
 
     network: AlphaRec
@@ -350,13 +349,13 @@ class Frozen:
     history_UD: Tensor
     item_ID: Tensor
     trained: tuple[Tensor, Tensor]
-    title_IT: Tensor
+    served_items: Tensor
     mean_T: Tensor
 
     @classmethod
     @torch.no_grad()
     def load(cls, dataset: Dataset, item_IT: Tensor, model: Artifact, title_IT: Tensor) -> Frozen:
-        """Load a trained model. Shapes: item_IT [I, T] float32, the titles' vectors; title_IT [I, T].
+        """Load a trained model. Shapes: title vectors item_IT [I, T], float32; ``wanted_titles`` title_IT [I, T].
 
         Raises:
             IntentionError: it has no projector for a query.
@@ -371,7 +370,8 @@ class Frozen:
         first = network.layer_0(graph, network.features(item_IT, graph))
         user_UD, item_ID = graph.propagate(*first, network.step_weights)
         trained = objective.scale(user_UD), objective.scale(item_ID)
-        return cls(network, objective, graph, *first, trained, title_IT, mean_of_titles(item_IT))
+        served_items = torch.cat([trained[1], title_IT], 1)
+        return cls(network, objective, graph, *first, trained, served_items, mean_of_titles(item_IT))
 
     def project(self, query_QT: Tensor) -> Tensor:
         """Return queries as ``together`` takes them. Shapes: [Q, T] -> [Q, D]."""
@@ -394,11 +394,6 @@ class Frozen:
         Shapes: query_UT [U, T], alpha_U [U], both 0 for a user who says nothing -> [U, D + T], [I, D + T].
         """
         return mix_scores(self.trained[0], centre(query_UT, self.mean_T), alpha_U), self.served_items
-
-    @functools.cached_property
-    def served_items(self) -> Tensor:
-        """Items as ``served`` ranks them, the same at every alpha. Shapes: -> [I, D + T]."""
-        return torch.cat([self.trained[1], self.title_IT], 1)
 
 
 # ---------------------------------------------------------------- the sweep

@@ -13,6 +13,7 @@ A version is named by the digest of everything it was made from, so the same inp
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import importlib.metadata
 import json
@@ -43,6 +44,7 @@ logger = logging.getLogger(__name__)
 
 ANY = "*"
 REFUSALS = ("PreconditionFailed", "ConditionalRequestConflict")
+FULL = (errno.ENOSPC, errno.EDQUOT)
 STORAGE_CLIENTS = ("botocore", "aiobotocore", "aiohttp")  # s3fs lets their errors through; none is an OSError
 
 
@@ -93,10 +95,15 @@ class Store:
 
     @contextlib.contextmanager
     def asking(self, *parts: str) -> Iterator[None]:
-        """Turn what a storage client raises when the storage does not answer into an OSError that names the object."""
+        """Turn what is raised when the storage is full or does not answer into an OSError that names the object."""
         try:
             yield
         except Exception as error:
+            if isinstance(error, OSError) and error.errno in FULL:
+                raise OSError(
+                    f"{self.uri(*parts)}: the storage is full ({os.strerror(error.errno)}); what is committed is kept: "
+                    "make room, then run again"
+                ) from error
             if type(error).__module__.partition(".")[0] not in STORAGE_CLIENTS:
                 raise
             raise OSError(
@@ -112,24 +119,25 @@ class Store:
     @contextlib.contextmanager
     def open(self, mode: str, *parts: str) -> Iterator[Any]:
         """Open an object as a binary stream: ``rb``, or ``wb``, which makes the folders it needs."""
-        if self.is_local and mode == "wb":
-            os.makedirs(os.path.dirname(self.at(*parts)), exist_ok=True)
-        with self.asking(*parts), self.fs.open(self.at(*parts), mode) as raw:
-            yield raw
+        with self.asking(*parts):
+            if self.is_local and mode == "wb":
+                os.makedirs(os.path.dirname(self.at(*parts)), exist_ok=True)
+            with self.fs.open(self.at(*parts), mode) as raw:
+                yield raw
 
     def write(self, data: bytes, *parts: str) -> None:
         """Write an object whole or not at all, replacing what was there."""
         path = self.at(*parts)
-        if self.is_local:
-            os.replace(self._write_beside(path, data), path)
-        else:
-            with self.asking(*parts):
-                try:
-                    self.fs.pipe_file(path, data)
-                except FileNotFoundError:
-                    # Parts joined by a request whose answer was lost: some servers know no such upload any more.
-                    if self.fs.cat_file(path) != data:
-                        raise
+        with self.asking(*parts):
+            if self.is_local:
+                os.replace(self._write_beside(path, data), path)
+                return
+            try:
+                self.fs.pipe_file(path, data)
+            except FileNotFoundError:
+                # Parts joined by a request whose answer was lost: some servers know no such upload any more.
+                if self.fs.cat_file(path) != data:
+                    raise
 
     def create(self, data: bytes, *parts: str) -> None:
         """Write an object that must not exist yet; of several writers exactly one succeeds.
@@ -139,14 +147,14 @@ class Store:
         """
         path = self.at(*parts)
         try:
-            if self.is_local:
-                beside = self._write_beside(path, data)
-                try:
-                    os.link(beside, path)
-                finally:
-                    os.unlink(beside)
-            else:
-                with self.asking(*parts):
+            with self.asking(*parts):
+                if self.is_local:
+                    beside = self._write_beside(path, data)
+                    try:
+                        os.link(beside, path)
+                    finally:
+                        os.unlink(beside)
+                else:
                     self.fs.pipe_file(path, data, mode="create")
         except OSError as error:
             if not _refused(error):
@@ -159,10 +167,15 @@ class Store:
     def _write_beside(self, path: str, data: bytes) -> str:
         os.makedirs(os.path.dirname(path), exist_ok=True)
         beside = f"{path}.{uuid.uuid4().hex}.tmp"
-        with open(beside, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with open(beside, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError:  # half a file takes room on a disk that may have none
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(beside)
+            raise
         return beside
 
     def find(self, kind: str, name: str, version: str) -> Artifact | None:
@@ -210,10 +223,10 @@ class Store:
             ArtifactError: the content is not ``before`` any more.
         """
         path = self.at(*parts)
-        if self.is_local:
-            self._swap_local(path, before, after)
-        else:
-            with self.asking(*parts):
+        with self.asking(*parts):
+            if self.is_local:
+                self._swap_local(path, before, after)
+            else:
                 self._swap_remote(path, before, after)
 
     def _swap_local(self, path: str, before: bytes, after: bytes) -> None:

@@ -400,7 +400,7 @@ class ShardEncoder:
             record, error = json.dumps(self.encode(int(group), str(name))), ""
         except EncoderDied:
             os._exit(1)  # the engine is gone: only a new actor can start another
-        except (EncoderError, ArtifactError) as caught:  # the driver raises it: a message, not an actor's traceback
+        except (EncoderError, ArtifactError, OSError) as caught:  # the driver raises it: a message, no traceback
             record, error = "", str(caught)
         return {"number": [number], "record": [record], "error": [error]}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -178,6 +179,36 @@ def test_write_replaces_and_leaves_no_other_file(store: Store) -> None:
 
 def _flip_a_byte(data: bytes) -> bytes:
     return data[:-1] + bytes([data[-1] ^ 1])
+
+
+def test_a_full_disk_is_named_with_the_next_step_and_nothing_is_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(str(tmp_path / "store"))
+    store.write(b"old", "file")
+    before = objects(store)
+
+    def full(_descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def stream() -> None:
+        with store.open("wb", "streamed"):
+            full(0)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", full)
+        for name, attempt in (
+            ("file", lambda: store.write(b"new", "file")),
+            ("another", lambda: store.create(b"new", "another")),
+            ("file", lambda: store.swap(b"old", b"new", "file")),
+            ("streamed", stream),
+        ):
+            with pytest.raises(OSError, match=rf"{store.uri(name)}: the storage is full .*make room, then run"):
+                attempt()
+    assert store.read("file") == b"old"
+    assert set(objects(store)) - set(before) == {"file.lock", "streamed"}, "no half-written file but the streamed one"
+    store.write(b"new", "file")
+    assert store.read("file") == b"new"
 
 
 @pytest.mark.parametrize(

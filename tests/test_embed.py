@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import shutil
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,7 @@ import pytest
 
 from alpharec.artifacts import LATEST, MANIFEST, Artifact, ArtifactError, Store
 from alpharec.config import EmbedSettings, Settings
-from alpharec.embed import EmbedError, Target, dry_run, embed, encode_each, quality
+from alpharec.embed import EmbedError, ShardEncoder, Target, dry_run, embed, encode_each, quality
 from alpharec.encoders import EncoderDied, EncoderError, Meter, RefusedTexts, make_encoder
 from alpharec.vectors import KIND, LEASE, PROBE, QUARANTINE, SHARDS, load_vectors, verify
 
@@ -504,6 +505,22 @@ def test_a_vector_that_does_not_fit_fp16_is_an_error_that_names_the_text(store: 
         embed(store, settings, dataset)
     assert len(str(caught.value)) < 600, "one message, not the whole text"
     assert find(store, dataset, settings) is None
+
+
+def test_a_storage_that_fails_a_worker_is_one_message_for_the_driver(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(str(tmp_path))
+    worker = ShardEncoder(store, "shop", "v1", "work.parquet", None, settings_with(), most_refused=0)
+
+    def full(_group: int, name: str) -> None:
+        with store.asking(name):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(worker, "encode", full)
+    row = worker({"number": np.array([3]), "group": np.array([0]), "digest": np.array(["shard"])})
+    assert (row["number"], row["record"]) == ([3], [""])
+    assert row["error"][0].startswith(f"{store.uri('shard')}: the storage is full")
 
 
 def test_a_model_that_is_not_there_is_named_before_anything_starts(tmp_path: Path) -> None:

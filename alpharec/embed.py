@@ -26,8 +26,6 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
-import ray
-import ray.data
 from ray.exceptions import RayActorError
 
 from alpharec.artifacts import LATEST, Artifact, ArtifactError, Draft, Lease, Store, digest
@@ -42,7 +40,7 @@ from alpharec.encoders import (
     fingerprint,
     make_encoder,
 )
-from alpharec.runtime import connect, cpus_each
+from alpharec.runtime import map_on_actors, use_own_cpus
 from alpharec.vectors import (
     ITEMS,
     KIND,
@@ -296,30 +294,29 @@ def _read_record(store: Store, line: str, name: str) -> Record | None:
 def _compute(
     work: Draft, settings: Settings, plan: Plan, missing: list[dict[str, Any]], done: int
 ) -> Iterator[tuple[int, Record]]:
-    connect(settings)
-    chosen, total = settings.embed, plan.counts.to_embed
-    num_actors = min(chosen.num_workers, len(missing))
-    context = ray.data.DataContext.get_current()
-    context.max_consecutive_actor_init_deaths = 2
-    context.enable_progress_bars = False
+    chosen = settings.embed
     probe = plan.base if plan.base and PROBE in plan.base.files else None
     most_refused = int(chosen.max_quarantined * plan.counts.items)
     # Ray repeats a call without end, as a lost node costs many tries; ``_begin`` counts what kills actors.
-    results = ray.data.from_items(missing, override_num_blocks=len(missing)).map_batches(
+    rows = map_on_actors(
+        settings,
         ShardEncoder,
-        fn_constructor_args=(work.store, work.name, work.version, work.files[WORK]["path"], probe, settings),
-        fn_constructor_kwargs={"most_refused": most_refused},
-        batch_size=1,
-        # Two calls an actor: one reads and tokenises while the other has the engine.
-        compute=ray.data.ActorPoolStrategy(
-            size=num_actors, enable_true_multi_threading=True, max_concurrent_calls_per_actor=2
-        ),
-        num_cpus=chosen.num_cpus or cpus_each(num_actors),
+        missing,
+        work.store,
+        work.name,
+        work.version,
+        work.files[WORK]["path"],
+        probe,
+        settings,
+        most_refused,
+        num_actors=chosen.num_workers,
+        num_cpus=chosen.num_cpus,
         num_gpus=chosen.num_gpus,
+        calls_each=2,  # one reads and tokenises while the other has the engine
     )
-    progress, refused = Progress(total, done, num_actors), 0
+    refused, progress = 0, Progress(plan.counts.to_embed, done, min(chosen.num_workers, len(missing)))
     try:
-        for row in results.iter_rows():
+        for row in rows:
             if row["error"]:
                 raise EncoderError(row["error"])
             record = json.loads(row["record"])
@@ -390,9 +387,7 @@ class ShardEncoder:
         self.making = threading.Lock()  # of the encoder: one thread's
         self.turn = threading.Lock()  # a shard's, from its engine to its record: a kill repeats no second one
         if settings.encoder.backend != "hash":  # which would load torch for nothing
-            import torch
-
-            torch.set_num_threads(max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1))))
+            use_own_cpus()
 
     def __call__(self, batch: dict[str, npt.NDArray[Any]]) -> dict[str, list[Any]]:
         number, group, name = (batch[key][0] for key in ("number", "group", "digest"))

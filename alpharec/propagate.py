@@ -14,8 +14,6 @@ import json
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import ray
-import ray.data
 import torch
 
 from alpharec.artifacts import Artifact, ArtifactError, Draft, Store, digest
@@ -23,7 +21,7 @@ from alpharec.catalog import domains_of, read_pairs
 from alpharec.config import Settings
 from alpharec.graph import InteractionGraph, layer_weights
 from alpharec.model import centre, propagate_vectors
-from alpharec.runtime import connect, cpus_each
+from alpharec.runtime import map_on_actors, use_own_cpus
 from alpharec.vectors import iter_vectors, matrix, vector_column
 
 KIND = "propagated"
@@ -48,20 +46,23 @@ def propagate(store: Store, settings: Settings, dataset: Artifact, vectors: Arti
     if found is not None:
         return found
     draft = store.draft(KIND, settings.name, version)
-    connect(settings)
     blocks = -(-width // COLUMNS)
-    num_actors = min(settings.train.most_workers, blocks)
-    ray.data.DataContext.get_current().enable_progress_bars = False
-    work = [{"block": block} for block in range(blocks)]
-    results = ray.data.from_items(work, override_num_blocks=blocks).map_batches(
+    rows = map_on_actors(
+        settings,
         _Propagator,
-        fn_constructor_args=(store, (KIND, settings.name, version), dataset, vectors, weights, model.centred),
-        batch_size=1,
-        compute=ray.data.ActorPoolStrategy(size=num_actors),
-        num_cpus=settings.train.cpus_per_worker or cpus_each(num_actors),
+        [{"block": block} for block in range(blocks)],
+        store,
+        (KIND, settings.name, version),
+        dataset,
+        vectors,
+        weights,
+        model.centred,
+        settings.train.use_gpu,
+        num_actors=settings.train.most_workers,
+        num_cpus=settings.train.cpus_per_worker,
         num_gpus=1 if settings.train.use_gpu else 0,
     )
-    for row in results.iter_rows():
+    for row in rows:
         if row["error"]:
             raise ArtifactError(row["error"])
         for file, facts in json.loads(row["record"]).items():
@@ -107,13 +108,13 @@ class _Propagator:
         vectors: Artifact,
         weights: tuple[float, ...],
         centred: bool,
+        on_gpu: bool,
     ) -> None:
         self.store, self.place, self.dataset, self.vectors = store, place, dataset, vectors
         self.weights, self.centred = weights, centred
         self.domain_starts = [domain.first_item for domain in domains_of(dataset)] or [0]
-        resources = ray.get_runtime_context().get_assigned_resources()
-        torch.set_num_threads(max(1, int(resources.get("CPU", 1))))
-        self.device = torch.device("cuda" if resources.get("GPU") else "cpu")
+        self.device = torch.device("cuda" if on_gpu else "cpu")
+        use_own_cpus()
 
     @functools.cached_property
     def graph(self) -> InteractionGraph:

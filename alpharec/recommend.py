@@ -20,8 +20,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import ray
-import ray.data
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -48,7 +46,7 @@ from alpharec.intention import mix_scores, propagate_titles, wanted_titles
 from alpharec.model import AlphaRec, Objective, centre, mean_of_titles
 from alpharec.networks import build_graph, load_model
 from alpharec.ranking import Lists, Scored, Scores, rank, restrict
-from alpharec.runtime import connect, cpus_each
+from alpharec.runtime import map_on_actors, use_own_cpus
 from alpharec.vectors import load_vectors, matrix, vector_column
 
 logger = logging.getLogger(__name__)
@@ -384,9 +382,8 @@ def recommend(store: Store, settings: Settings) -> Artifact:
     users = newcomers if newcomers is not None and "users.parquet" in newcomers.files else bundle
     items = [bundle] if newcomers is None else [bundle, newcomers]
     draft = store.draft("recommendations", settings.name, version)
-    connect(settings)
     num_users = users.summary["users"]
-    for part, facts in sorted(_run_parts(draft, chosen, users, items, titles, num_users)):
+    for part, facts in sorted(_run_parts(draft, settings, users, items, titles, num_users)):
         draft.adopt(f"part-{part:05d}.parquet", facts)
     return draft.commit(
         settings=settings.model_dump(mode="json", include={"name", "recommend"}),
@@ -582,30 +579,35 @@ def _input_of(store: Store, bundle: Artifact, role: str) -> Artifact:
 
 def _run_parts(
     draft: Draft,
-    chosen: RecommendSettings,
+    settings: Settings,
     users: Artifact,
     items: Sequence[Artifact],
     titles: Artifact | None,
     num_users: int,
 ) -> Iterator[tuple[int, Facts]]:
-    """Rank the users part by part in an actor pool; yield each part's number and file as it is done."""
+    """Rank the users part by part on actors; yield each part's number and file as it is done."""
+    chosen = settings.recommend
     size = _part_size(num_users, chosen)
     work = [
         {"part": part, "start": start, "stop": min(start + size, num_users)}
         for part, start in enumerate(range(0, num_users, size))
     ]
-    num_actors = min(chosen.num_workers, len(work))
-    ray.data.DataContext.get_current().enable_progress_bars = False
-    results = ray.data.from_items(work, override_num_blocks=len(work)).map_batches(
+    rows = map_on_actors(
+        settings,
         _Ranker,
-        fn_constructor_args=(draft.store, (draft.kind, draft.name, draft.version), users, items, titles, chosen),
-        batch_size=1,
-        compute=ray.data.ActorPoolStrategy(size=num_actors),
-        num_cpus=chosen.num_cpus or cpus_each(num_actors),
+        work,
+        draft.store,
+        (draft.kind, draft.name, draft.version),
+        users,
+        items,
+        titles,
+        chosen,
+        num_actors=chosen.num_workers,
+        num_cpus=chosen.num_cpus,
         num_gpus=chosen.num_gpus,
     )
     started, done = time.monotonic(), 0
-    for row in results.iter_rows():
+    for row in rows:
         if row["error"]:
             raise ArtifactError(row["error"])
         record = json.loads(row["record"])
@@ -698,7 +700,7 @@ class _Ranker:
         chosen: RecommendSettings,
     ) -> None:
         self.store, self.place, self.chosen, self.read = store, place, chosen, (users, items, titles)
-        torch.set_num_threads(max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1))))
+        use_own_cpus()
 
     @functools.cached_property
     def source(self) -> Source:

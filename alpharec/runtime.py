@@ -6,10 +6,12 @@ import logging
 import math
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import ray
+import ray.data
 
 from alpharec.config import Settings
 
@@ -55,6 +57,46 @@ def environment(**values: str) -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
+
+
+def map_on_actors(
+    settings: Settings,
+    worker: type,
+    work: Sequence[Mapping[str, Any]],
+    *given: object,
+    num_actors: int,
+    num_cpus: int | None,
+    num_gpus: float,
+    calls_each: int = 1,
+) -> Iterator[dict[str, Any]]:
+    """Yield the row that actors make of each row of ``work``, as it is done.
+
+    An actor is ``worker(*given)``, called with one row as a batch, ``calls_each`` calls at a time. There are at most
+    ``num_actors``, each with ``num_cpus``, unset: with its share of the cluster's.
+    """
+    connect(settings)
+    num_actors = min(num_actors, len(work))
+    context = ray.data.DataContext.get_current()
+    context.max_consecutive_actor_init_deaths = 2
+    context.enable_progress_bars = False
+    results = ray.data.from_items(list(work), override_num_blocks=len(work)).map_batches(
+        worker,
+        fn_constructor_args=given,
+        batch_size=1,
+        compute=ray.data.ActorPoolStrategy(
+            size=num_actors, enable_true_multi_threading=calls_each > 1, max_concurrent_calls_per_actor=calls_each
+        ),
+        num_cpus=num_cpus or cpus_each(num_actors),
+        num_gpus=num_gpus,
+    )
+    yield from results.iter_rows()
+
+
+def use_own_cpus() -> None:
+    """Have torch run on as many threads as this actor has CPUs."""
+    import torch  # an actor that only hashes does without
+
+    torch.set_num_threads(max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1))))
 
 
 def cpus_each(num_actors: int) -> int:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 
 # No test reaches a network; set before any library that could reads it.
@@ -57,3 +60,20 @@ def ray_local(s3: str) -> Iterator[None]:
     start_local(num_cpus=2)
     yield
     ray.shutdown()
+
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have this process do what actors do, one of which takes seconds to start; for tests of what is made there."""
+    from alpharec import embed, propagate, recommend
+
+    def map_here(_: Any, worker: type, work: Sequence[Mapping[str, Any]], *given: object, **__: Any) -> Iterator[Any]:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("ray.get_runtime_context", lambda: SimpleNamespace(get_assigned_resources=dict))
+            actor = worker(*given)
+        for row in work:
+            made = actor({name: np.array([value]) for name, value in row.items()})
+            yield {name: column[0] for name, column in made.items()}
+
+    for module in (embed, propagate, recommend):
+        monkeypatch.setattr(module, "map_on_actors", map_here)

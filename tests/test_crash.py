@@ -70,19 +70,23 @@ def run(store: Store) -> Artifact:
 
 
 class HeldStore(Store):
-    """A store in which who writes a record waits, once ``HOLD`` records are there, until the file ``go`` is.
+    """A store in which who writes a record waits, once ``hold`` records are there, until the file ``go`` is.
 
     Who waits leaves a file ``held-<process>``. Actors get this class from the driver.
     """
 
-    def __reduce__(self) -> tuple[type[Store], tuple[str]]:
-        return HeldStore, (self.path,)
+    def __init__(self, root: str, hold: int) -> None:
+        super().__init__(root)
+        self.hold = hold
+
+    def __reduce__(self) -> tuple[type[Store], tuple[str, int]]:
+        return HeldStore, (self.path, self.hold)
 
     def write(self, data: bytes, *parts: str) -> None:
         root = Path(self.path)
         if parts[-2] == SHARDS and parts[-1].endswith(".json"):
             records = list(root.joinpath(*parts[:-1]).glob("*.json"))
-            while len(records) >= int(os.environ["HOLD"]) and not root.with_name("go").exists():
+            while len(records) >= self.hold and not root.with_name("go").exists():
                 root.with_name(f"held-{os.getpid()}").touch()
                 time.sleep(0.02)
         super().write(data, *parts)
@@ -100,16 +104,15 @@ class DeadlyStore(Store):
         super().write(data, *parts)
 
 
-def drive(root: str) -> None:
-    """Embed on a Ray of its own; a refusal is the last line."""
-    store = HeldStore(root) if "HOLD" in os.environ else Store(root)
+def drive(root: str, hold: str) -> None:
+    """Embed on the Ray that the environment names or one of its own; a refusal is the last line."""
     try:
-        run(store)
+        run(HeldStore(root, int(hold)))
     except ArtifactError as error:
         sys.exit(str(error))
 
 
-def drive_before_ray(root: str) -> None:
+def drive_before_ray(root: str, hold: str) -> None:
     """Embed, and die when Ray is about to start: the plan is made and its texts are written."""
 
     def look(event: str, given: tuple[Any, ...]) -> None:
@@ -117,11 +120,13 @@ def drive_before_ray(root: str) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     sys.addaudithook(look)
-    drive(root)
+    drive(root, hold)
 
 
 def drive_three(root: str, deadly: str, model: str) -> None:
     """Embed with a model that does not load, where each worker dies, and for good; say how the first two ended."""
+    # Actors of a Ray that was there before would have its environment, and reach S3 without faults.
+    ray.init(runtime_env={"env_vars": {"AWS_ENDPOINT_URL": os.environ["AWS_ENDPOINT_URL"]}})
     one_shard = settings_with(shard_size=len(TITLES))  # of several, more workers die before one of them has its four
     attempts: list[Callable[[], object]] = [
         lambda: embed(
@@ -145,7 +150,7 @@ def drive_drained(root: str) -> None:
     cluster = Cluster(initialize_head=True, connect=True, head_node_args={"num_cpus": 0})
     going, folder = cluster.add_node(num_cpus=2), Path(root).parent
 
-    store = HeldStore(root)
+    store = HeldStore(root, 3)
     with ThreadPoolExecutor(1) as pool:
         task = pool.submit(lambda: run(store))
         wait_for(lambda: list(folder.glob("held-*")))
@@ -215,6 +220,10 @@ def family_of(process: psutil.Popen) -> list[psutil.Process]:
     return [process, *process.children(recursive=True)] if process.is_running() else [process]
 
 
+def address_of_ray() -> str:
+    return str(ray.get_runtime_context().gcs_address)
+
+
 def end(process: psutil.Popen, family: list[psutil.Process]) -> None:
     for each in family:
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -266,16 +275,22 @@ class History:
     def shards(self) -> Path:
         return next(self.folder.glob("store/vectors/*")) / SHARDS
 
-    def run(self, driver: str, hold: int, victims: Callable[[list[psutil.Process]], list[psutil.Process]]) -> None:
+    @property
+    def held(self) -> list[psutil.Process]:
+        return [psutil.Process(int(path.name.removeprefix("held-"))) for path in self.folder.glob("held-*")]
+
+    def run(
+        self, driver: str, hold: int, victims: Callable[[list[psutil.Process]], list[psutil.Process]], **env: str
+    ) -> None:
         """Start a driver, kill some of its processes at ``hold`` records, and see what that leaves."""
-        environment = {"HOLD": str(hold), "RAY_gcs_rpc_server_reconnect_timeout_s": "2"}
-        with started(self.folder / "log", driver, self.store.path, **environment) as process:
+        with started(self.folder / "log", driver, self.store.path, hold, **env) as process:
             wait_for(lambda: list(self.folder.glob("held-*")) or process.poll() is not None)
-            family = family_of(process)
+            family, held = family_of(process), self.held
             for victim in victims(family):
                 victim.kill()
             self.status.append(process.wait(LIMIT_S))
             end(process, family)
+            assert psutil.wait_procs(held, LIMIT_S)[1] == [], "Ray ends the actors of a driver that is gone"
         for file in self.folder.glob("held-*"):
             file.unlink()
         self.states.append(state_of(self.shards))
@@ -286,22 +301,24 @@ HELD_AT = (0, 1, 3, 5)  # records that are there when it happens
 
 
 @pytest.fixture(scope="module")
-def history(tmp_path_factory: pytest.TempPathFactory) -> History:
+def history(ray_local: None, tmp_path_factory: pytest.TempPathFactory) -> History:
     made = History(tmp_path_factory.mktemp("crash"))
 
     def meet_a_second_run(family: list[psutil.Process]) -> list[psutil.Process]:
         log = made.folder / "second-log"
-        with started(log, "drive", made.store.path) as second:
+        with started(log, "drive", made.store.path, NUM_SHARDS) as second:
             second.wait(LIMIT_S)
         made.second = log.read_text()
         (made.folder / "go").touch()
-        held = [int(path.name.removeprefix("held-")) for path in made.folder.glob("held-*")]
-        return [each for each in family if each.pid in held]
+        return made.held
+
+    def head(family: list[psutil.Process]) -> list[psutil.Process]:
+        return [each for each in family if each.name() in ("raylet", "gcs_server")]
 
     made.run("drive_before_ray", HELD_AT[0], lambda family: [])
-    made.run("drive", HELD_AT[1], lambda family: [each for each in family if each.name() in ("raylet", "gcs_server")])
-    made.run("drive", HELD_AT[2], lambda family: family[:1])
-    made.run("drive", HELD_AT[3], meet_a_second_run)
+    made.run("drive", HELD_AT[1], head, RAY_gcs_rpc_server_reconnect_timeout_s="2")
+    made.run("drive", HELD_AT[2], lambda family: family[:1], RAY_ADDRESS=address_of_ray())
+    made.run("drive", HELD_AT[3], meet_a_second_run, RAY_ADDRESS=address_of_ray())
     return made
 
 
@@ -343,7 +360,7 @@ def test_a_second_run_leaves_while_the_first_is_at_work(history: History) -> Non
 
 def test_a_run_goes_on_elsewhere_when_its_node_is_drained(tmp_path: Path) -> None:
     root = tmp_path / "store"
-    with started(tmp_path / "log", "drive_drained", root, HOLD="3") as process:
+    with started(tmp_path / "log", "drive_drained", root) as process:
         status = process.wait(LIMIT_S)
     assert status == 0, (tmp_path / "log").read_text()
     assert (tmp_path / "go").exists(), "the node was drained while a shard waited for its record"
@@ -718,7 +735,9 @@ def test_a_run_that_lost_s3_half_way_is_made_good_by_the_next(faulty: FaultyS3, 
         assert_right(store)
 
 
-def test_a_run_on_ray_outlives_a_dying_worker_a_broken_model_and_s3(faulty: FaultyS3, s3: str, tmp_path: Path) -> None:
+def test_a_run_on_ray_outlives_a_dying_worker_a_broken_model_and_s3(
+    ray_local: None, faulty: FaultyS3, s3: str, tmp_path: Path
+) -> None:
     """The first two end with an error that says why, in the same Ray in which the third is right."""
     model = tmp_path / "model"
     model.mkdir()
@@ -735,7 +754,8 @@ def test_a_run_on_ray_outlives_a_dying_worker_a_broken_model_and_s3(faulty: Faul
         faulty.rule("PUT", r"vectors/.*/LEASE", "done_then_reset"),
     ]
     root = f"{s3}/{uuid.uuid4().hex}"
-    with started(tmp_path / "log", "drive_three", root, tmp_path / "deadly", model) as process:
+    given = (root, tmp_path / "deadly", model)
+    with started(tmp_path / "log", "drive_three", *given, RAY_ADDRESS=address_of_ray()) as process:
         status = process.wait(2 * LIMIT_S)
     log = (tmp_path / "log").read_text()
     assert status == 0, log

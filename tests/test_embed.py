@@ -118,10 +118,10 @@ def store(tmp_path: Path, ray_local: None) -> Store:
 def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fail where a run starts Ray work."""
 
-    def refuse(settings: Settings) -> None:
+    def refuse(*_: object, **__: object) -> None:
         raise AssertionError("this run starts Ray work")
 
-    monkeypatch.setattr("alpharec.embed.connect", refuse)
+    monkeypatch.setattr("alpharec.embed.map_on_actors", refuse)
 
 
 def state_of(folder: Path) -> dict[str, tuple[int, bytes]]:

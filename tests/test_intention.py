@@ -297,6 +297,7 @@ def test_mixed_users_are_the_formula_and_alpha_zero_the_trained_model(
             torch.testing.assert_close(side, expected, atol=1e-6, rtol=0)
 
 
+@pytest.mark.usefixtures("in_process")
 def test_scores_served_are_mixed_and_a_user_who_asks_changes_nobody_else(
     shop: tuple[Path, Store, Artifact], trained: tuple[Settings, Artifact, Artifact]
 ) -> None:
@@ -330,6 +331,7 @@ def test_mix_is_hand_computed() -> None:
     assert mixed.tolist() == [[0.75, 0.5], [1.0, 0.0]]
 
 
+@pytest.mark.usefixtures("in_process")
 def test_a_stated_wish_finds_its_target_and_alpha_is_chosen_on_valid_queries(
     shop: tuple[Path, Store, Artifact], trained: tuple[Settings, Artifact, Artifact]
 ) -> None:
@@ -355,6 +357,7 @@ def test_a_stated_wish_finds_its_target_and_alpha_is_chosen_on_valid_queries(
     assert measure_intentions(store, settings, dataset, vectors, model).manifest == made.manifest
 
 
+@pytest.mark.usefixtures("in_process")
 def test_a_model_is_asked_in_its_own_encoders_words_alone(
     shop: tuple[Path, Store, Artifact], trained: tuple[Settings, Artifact, Artifact]
 ) -> None:
@@ -387,6 +390,7 @@ def test_the_encoder_alone_ranks_titles_by_their_cosine_with_the_query() -> None
     assert {name: values.tolist() for name, values in found.items()} == {"hr@2": [1.0, 0.0], "ndcg@2": [1.0, 0.0]}
 
 
+@pytest.mark.usefixtures("in_process")
 def test_queries_of_a_centred_model_are_centred_by_its_titles(
     shop: tuple[Path, Store, Artifact], trained: tuple[Settings, Artifact, Artifact]
 ) -> None:

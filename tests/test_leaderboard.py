@@ -78,6 +78,7 @@ def test_a_preset_counts_for_more_than_a_file_and_set_for_more_than_both(leaderb
     assert (board.untuned("multvae").model.hidden_width, board.untuned("multvae").seed) == (9, 8)
 
 
+@pytest.mark.usefixtures("in_process")
 def test_a_board_of_own_data_trains_nothing_twice(
     leaderboard: Any, config: str, ray_local: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

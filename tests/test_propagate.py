@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from test_recommend import fit
 
 import alpharec.propagate
 from alpharec.artifacts import Artifact, Store
@@ -18,7 +19,7 @@ from alpharec.graph import layer_weights
 from alpharec.model import TextFeatures
 from alpharec.networks import build_graph
 from alpharec.propagate import propagate, read_rows
-from alpharec.train import Training, fit, model_version
+from alpharec.train import Training, model_version
 from alpharec.vectors import load_vectors, vector_column
 
 USERS, ITEMS, WIDTH = 30, 40, 100  # two blocks of columns, the second of 36
@@ -73,6 +74,7 @@ def test_the_artifact_holds_what_propagating_in_memory_gives(inputs: Inputs, pro
     assert propagate(*inputs).manifest == propagated.manifest, "the same inputs find it"
 
 
+@pytest.mark.usefixtures("in_process")
 def test_centred_title_vectors_are_each_less_the_mean_of_their_own_dataset(inputs: Inputs) -> None:
     store, settings, _, vectors = inputs
     domain = settings.data.model_dump(exclude_unset=True)

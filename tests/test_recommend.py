@@ -103,7 +103,7 @@ def write_evaluation(store: Store, model: Artifact, recall: float = 0.5) -> Arti
 
 def fit(store: Store, settings: Settings, dataset: Artifact, vectors: Artifact) -> Artifact:
     """Train as the stage does, in this process."""
-    training = Training.build(settings, dataset, vectors)
+    training = Training.build(settings, dataset, source_vectors(store, settings, dataset, vectors))
     for _ in training.run():
         pass
     return commit_model(store, settings, dataset, vectors, training.state, run="here")
@@ -343,6 +343,7 @@ def test_a_trained_user_given_by_its_train_items_gets_its_own_representation(
     torch.testing.assert_close(found, user_UD[:NUM_USERS], atol=tolerance, rtol=0)
 
 
+@pytest.mark.usefixtures("in_process")
 @pytest.mark.parametrize(
     ("kind", "loss", "epochs", "line"),
     [
@@ -377,6 +378,7 @@ def test_models_without_titles_are_published_and_ranked_and_refuse_newcomers(
         recommend(shop.store, asking)
 
 
+@pytest.mark.usefixtures("in_process")
 def test_propagated_titles_are_published_untrained_and_serve_newcomers(shop: Shop) -> None:
     sections = {"model": {"projector": "identity"}, "train": {"max_epochs": 0}}
     settings = shop_settings(shop.folder, name="titles", **sections)
@@ -423,6 +425,7 @@ def dense_new_user(shop: Shop, items: list[int], new_text: Matrix | None = None)
     return unit(first / 3 + context[items].sum(0) / np.sqrt(max(1, len(items))))
 
 
+@pytest.mark.usefixtures("in_process")
 def test_new_users_get_lists_by_their_items_alone(shop: Shop) -> None:
     given = {"fresh": [0, 2, 4], "odd one": [1, 7], "lone": [NUM_ITEMS - 1]}
     rows = [f"{user},{' '.join(f'i{item}' for item in items)}" for user, items in given.items()]
@@ -524,6 +527,7 @@ def dense_asked_scores(shop: Shop, items: list[int], query: str, alpha: float) -
     return (1 - alpha) * (dense_new_user(shop, items) @ item_ID.T)[0] + alpha * dense_wanted_scores(shop, query)
 
 
+@pytest.mark.usefixtures("in_process")
 def test_users_of_the_bundle_get_lists_by_their_history_and_what_they_want(shop: Shop) -> None:
     said = {"u4": "blue thing", "late": "red thing", "u1": "blue thing"}
     wishes = table_file(shop.folder, "wishes.csv", "user_id,query", *(f"{user},{said[user]}" for user in said))
@@ -574,6 +578,7 @@ def test_intentions_that_do_not_fit_are_refused(shop: Shop, lines: list[str], me
 # ---------------------------------------------------------------- new items
 
 
+@pytest.mark.usefixtures("in_process")
 def test_new_items_are_ranked_where_their_titles_say(shop: Shop) -> None:
     titles = ["red thing number0", "blue &amp; brand  new", "blue thing number3"]
     new = table_file(shop.folder, "new.csv", "item_id,title", *(f"n{i},{title}" for i, title in enumerate(titles)))
@@ -595,6 +600,7 @@ def test_new_items_are_ranked_where_their_titles_say(shop: Shop) -> None:
         np.testing.assert_allclose(lists[user]["scores"], [scores[ids.index(item)] for item in found], atol=1e-5)
 
 
+@pytest.mark.usefixtures("in_process")
 def test_the_bundles_users_get_new_items_too(shop: Shop) -> None:
     new = table_file(shop.folder, "more.jsonl", '{"item_id": "n9", "title": "red thing"}')
     made = recommend(shop.store, shop.asking(new_items=new, k=100))
@@ -614,6 +620,7 @@ def test_a_new_item_has_only_layer_zero(shop: Shop) -> None:
     torch.testing.assert_close(found, network.project(text_IT).detach() / 3)
 
 
+@pytest.mark.usefixtures("in_process")
 @pytest.mark.parametrize(
     ("order", "num_layers", "projector", "width"),
     [("project-first", 0, "mlp", 8), ("propagate-first", 2, "mlp", 8), ("project-first", 0, "residual", 32)],
@@ -625,13 +632,9 @@ def test_newcomers_of_a_centred_model_are_read_by_the_bundles_own_mean(
     model = {"centred": True, "order": order, "num_layers": num_layers, "hidden_width": 16, "width": 8}
     name = f"centred-{order}-{num_layers}-{projector}"
     settings = shop_settings(shop.folder, name=name, model=model | {"projector": projector})
-    vectors = shop.vectors
-    source = source_vectors(shop.store, settings, shop.dataset, vectors)
-    training = Training.build(settings, shop.dataset, source)
-    assert all(training.run())
-    trained = commit_model(shop.store, settings, shop.dataset, vectors, training.state, run="here")
-    evaluation = evaluate_model(shop.store, settings, shop.dataset, vectors, trained)
-    bundle = publish(shop.store, settings, shop.dataset, vectors, trained, evaluation)
+    trained = fit(shop.store, settings, shop.dataset, shop.vectors)
+    evaluation = evaluate_model(shop.store, settings, shop.dataset, shop.vectors, trained)
+    bundle = publish(shop.store, settings, shop.dataset, shop.vectors, trained, evaluation)
     card = bundle.read_bytes("MODEL_CARD.md").decode()
     assert f"{projector} projector of title vectors less their mean, width {width}," in card
     # Items 18 and 19 have no train interaction: layer 0 is all a known item without interactions has.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+import ray
 import torch
 
 from alpharec.artifacts import Artifact, Store
@@ -336,7 +336,6 @@ def test_a_run_killed_with_two_workers_ends_with_one_as_if_undisturbed(
 
 def test_actors_ask_the_ray_they_run_on_whatever_others_the_machine_has(ray_local: None) -> None:
     """As Train's own do, to see whether their controller lives."""
-    import ray
     from ray.util.state import get_actor
 
     @ray.remote(num_cpus=0)
@@ -353,18 +352,14 @@ def _kill_after_checkpoints(settings: Settings, inputs: tuple[Any, ...], run: Pa
         "import sys\n"
         "from alpharec.artifacts import Store\n"
         "from alpharec.config import Settings\n"
-        "from alpharec.runtime import start_local\n"
         "from alpharec.train import fit\n"
-        "start_local(num_cpus=2)\n"
         "settings = Settings.model_validate_json(sys.argv[1]); store = Store(settings.storage)\n"
         "dataset, vectors = store.find('datasets', 'board', sys.argv[2]), store.find('vectors', 'board', 'by-hand')\n"
         "fit(store, settings, dataset, vectors)\n"
     )
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     process = subprocess.Popen(
         [sys.executable, "-c", script, settings.model_dump_json(), inputs[1].version],
-        env=environment,
-        start_new_session=True,
+        env=os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
@@ -373,7 +368,7 @@ def _kill_after_checkpoints(settings: Settings, inputs: tuple[Any, ...], run: Pa
         assert process.poll() is None, "the run ended before it could be killed"
         assert time.monotonic() < limit, "no checkpoint in time"
         time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGKILL)
+    process.kill()
     process.wait()
 
 

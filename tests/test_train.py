@@ -176,7 +176,11 @@ def test_one_and_two_workers_agree_on_the_loss_of_50_steps(
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     together = tmp_path / "losses.pt"
-    torch.multiprocessing.spawn(_train_in_group, args=(2, port, tmp_path, together), nprocs=2)
+    # The fork server imports once for both, what takes seconds.
+    torch.multiprocessing.get_context("forkserver").set_forkserver_preload(["alpharec.train", "pytest"])
+    torch.multiprocessing.start_processes(
+        _train_in_group, (2, port, tmp_path, together), nprocs=2, start_method="forkserver"
+    )
     # Float32 sums in another order: 1e-5 is about 80 roundings of a loss near 2.
     assert torch.load(together, weights_only=True) == pytest.approx(alone, abs=1e-5)
 

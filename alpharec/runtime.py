@@ -1,4 +1,4 @@
-"""What every stage that runs on Ray needs: the cluster, a fair share of its CPUs, and quiet progress lines."""
+"""What every stage that runs on Ray needs: the cluster, work mapped on actors, a fair share of CPUs, progress lines."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ ORDER = ["config", "runtime", "report", "artifacts", "catalog", "encoders", "vec
 ORDER += ["ranking", "estimate", "baselines", "propagate", "networks", "evaluation"]
 ORDER += ["train", "search", "intention", "recommend", "pipeline"]
 MAY_IMPORT = {
-    "ray": {"runtime", "embed", "propagate", "train", "search", "intention", "recommend"},
+    "ray": {"runtime", "embed", "train", "search", "intention"},
     "vllm": {"encoders"},
     "sentence_transformers": {"encoders"},
     "optuna": {"search"},

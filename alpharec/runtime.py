@@ -6,7 +6,7 @@ import logging
 import math
 import os
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -68,8 +68,8 @@ def map_on_actors(
     num_cpus: int | None,
     num_gpus: float,
     calls_each: int = 1,
-) -> Iterator[dict[str, Any]]:
-    """Yield the row that actors make of each row of ``work``, as it is done.
+) -> Iterable[dict[str, Any]]:
+    """Return the rows that actors make of each row of ``work``, as they are done.
 
     An actor is ``worker(*given)``, called with one row as a batch, ``calls_each`` calls at a time. There are at most
     ``num_actors``, each with ``num_cpus``, unset: with its share of the cluster's.
@@ -89,7 +89,7 @@ def map_on_actors(
         num_cpus=num_cpus or cpus_each(num_actors),
         num_gpus=num_gpus,
     )
-    yield from results.iter_rows()
+    return results.iter_rows()
 
 
 def use_own_cpus() -> None:

@@ -104,8 +104,7 @@ def write_evaluation(store: Store, model: Artifact, recall: float = 0.5) -> Arti
 def fit(store: Store, settings: Settings, dataset: Artifact, vectors: Artifact) -> Artifact:
     """Train as the stage does, in this process."""
     training = Training.build(settings, dataset, source_vectors(store, settings, dataset, vectors))
-    for _ in training.run():
-        pass
+    assert all(training.run())
     return commit_model(store, settings, dataset, vectors, training.state, run="here")
 
 

@@ -341,6 +341,11 @@ def test_vllm_equals_transformers_on_a_causal_model(causal_model: Path, vllm_res
 
 
 @needs_vllm
+def test_a_vllm_engine_that_failed_leaves_nothing_to_the_next_call(vllm_results: Results) -> None:
+    np.testing.assert_array_equal(vllm_results[0][3], vllm_results[0][2])
+
+
+@needs_vllm
 @pytest.mark.parametrize("generator", [0, 1], ids=["goes on with the prompt", "is asked by its chat template"])
 def test_a_generator_writes_what_transformers_writes(causal_model: Path, vllm_results: Results, generator: int) -> None:
     import torch
@@ -357,12 +362,25 @@ def test_a_generator_writes_what_transformers_writes(causal_model: Path, vllm_re
     assert len(set(written)) > 1
 
 
+def after_a_failure(encoder: Any, texts: list[str]) -> np.ndarray:
+    """Have the engine, which works in this process, fail in the middle of a call; return what the next one gives."""
+    executor = encoder._engine.llm_engine.engine_core.engine_core.model_executor
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(executor, "execute_model", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            encoder.encode(texts[::-1])
+    return encoder.encode(texts)
+
+
 def main(request: str, vectors: str, written: str) -> None:
     """Encode the texts of a request by ``each`` settings, then let each of ``generators`` write on every fifth."""
     given, found = json.loads(Path(request).read_text()), []
     for settings in given["each"]:
-        found.append(encode(given["texts"], **settings))
-        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the first engine is the jobs': another process, 20 s
+        encoder = None  # one engine at a time: the end of another would take this one's groups
+        encoder = make_encoder(EncoderSettings(**settings), EmbedSettings())
+        found.append(encoder.encode(given["texts"]))
+    found.append(after_a_failure(encoder, given["texts"]))
+    del encoder
     np.savez(vectors, *found)
     exact = EmbedSettings(engine_options={"dtype": "float32"})
     answers = [Generator(model, exact).write(given["texts"][::5]) for model in given["generators"]]

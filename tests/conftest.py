@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -63,9 +64,12 @@ def ray_local(s3: str) -> Iterator[None]:
 
 
 @pytest.fixture
-def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have this process do what actors do, one of which takes seconds to start; for tests of what is made there."""
-    from alpharec import embed, propagate, recommend
+def in_process(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Have this process do what actors and training workers do, one of which takes seconds to start.
+
+    For tests of what is made there.
+    """
+    from alpharec import embed, propagate, recommend, train
 
     def map_here(_: Any, worker: type, work: Sequence[Mapping[str, Any]], *given: object, **__: Any) -> Iterator[Any]:
         with pytest.MonkeyPatch.context() as patch:
@@ -75,5 +79,15 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
             made = actor({name: np.array([value]) for name, value in row.items()})
             yield {name: column[0] for name, column in made.items()}
 
+    def train_here(store: Any, settings: Any, run: str, *inputs: Any) -> SimpleNamespace:
+        training = train.Training.build(settings, *inputs)
+        assert all(training.run()), "each step of training is due"
+        folder = tmp_path_factory.mktemp("trained")
+        training.state.save(folder)
+        return SimpleNamespace(
+            return_value="", checkpoint=SimpleNamespace(as_directory=lambda: contextlib.nullcontext(folder))
+        )
+
     for module in (embed, propagate, recommend):
         monkeypatch.setattr(module, "map_on_actors", map_here)
+    monkeypatch.setattr(train, "run_workers", train_here)

@@ -1,4 +1,4 @@
-"""A training run on two nodes that loses a worker, then a raylet, gets a node back, and is told that it will go.
+"""A training run on two nodes that loses a raylet, then a worker, gets a node back, and is told that it will go.
 
 One run, because nodes and worker groups take seconds to come up; the losses of every epoch must be those of a run that
 was never disturbed.
@@ -29,7 +29,7 @@ NOTICE_S = 3
 
 def settings_of(root: Path, **train: Any) -> Any:
     # Many short epochs, each a chance to see which workers computed it. Adam carries rounding on, hence the low rate.
-    schedule = {"max_epochs": 100_000, "patience": 100_000, "batch_size": 8, "learning_rate": 1e-3}
+    schedule = {"max_epochs": 100_000, "patience": 100_000, "batch_size": 8, "learning_rate": 1e-4}
     return make_settings(root, **schedule, run="elastic", num_workers=(1, 2), resize_seconds=2, **train)
 
 
@@ -47,13 +47,12 @@ def disturb(root: Path) -> None:
     inputs = (store, settings, dataset, store.find("vectors", "board", "by-hand"))
     threading.Thread(target=fit, args=inputs, daemon=True).start()
 
-    state = reached(root, lambda state: state["history"])
-    workers = [process for process in psutil.Process().children(recursive=True) if "RayTrainWorker" in title(process)]
-    assert len(workers) == 2
-    workers[1].kill()
-    state = reached(root, lambda new: new["epoch"] > state["epoch"] + 1)
+    reached(root, lambda state: state["history"][-1]["workers"] == 2)
     cluster.remove_node(nodes.pop(), allow_graceful=False)  # SIGKILL to its raylet
     state = reached(root, lambda new: new["history"][-1]["workers"] == 1)
+    (worker,) = [each for each in psutil.Process().children(recursive=True) if "RayTrainWorker" in title(each)]
+    worker.kill()
+    state = reached(root, lambda new: new["epoch"] > state["epoch"] + 1)
     nodes.append(cluster.add_node(num_cpus=1))
     state = reached(root, lambda new: new["history"][-1]["workers"] == 2)
     going = nodes.pop()
@@ -116,7 +115,7 @@ def test_a_run_goes_on_exactly_whatever_it_loses(tmp_path: Path) -> None:
     assert (tmp_path / "end.json").exists(), log_end  # what the driver wrote decides, not how Ray ends it
     end = json.loads((tmp_path / "end.json").read_text())
     sizes = [size for size, _ in itertools.groupby(entry["workers"] for entry in end["history"])]
-    assert sizes == [2, 1, 2, 1]
+    assert sizes[-4:] == [2, 1, 2, 1], "a loaded machine may begin with the first node's worker alone"
     alone = build(inputs, settings_of(tmp_path))
     assert end["inside"] % alone.sampler.steps_per_epoch != 0, "the notice made a checkpoint between two epochs' ends"
     for _ in alone.run():

@@ -375,14 +375,15 @@ def after_a_failure(encoder: Any, texts: list[str]) -> np.ndarray:
 def main(request: str, vectors: str, written: str) -> None:
     """Encode the texts of a request by ``each`` settings, then let each of ``generators`` write on every fifth."""
     given, found = json.loads(Path(request).read_text()), []
+    small: dict[str, Any] = {"kv_cache_memory_bytes": 1 << 26}  # vLLM fills it with zeros
     for settings in given["each"]:
         encoder = None  # one engine at a time: the end of another would take this one's groups
-        encoder = make_encoder(EncoderSettings(**settings), EmbedSettings())
+        encoder = make_encoder(EncoderSettings(**settings), EmbedSettings(engine_options=small))
         found.append(encoder.encode(given["texts"]))
     found.append(after_a_failure(encoder, given["texts"]))
     del encoder
     np.savez(vectors, *found)
-    exact = EmbedSettings(engine_options={"dtype": "float32"})
+    exact = EmbedSettings(engine_options=small | {"dtype": "float32"})
     answers = [Generator(model, exact).write(given["texts"][::5]) for model in given["generators"]]
     Path(written).write_text(json.dumps(answers))
     # vLLM's daemon threads now and then abort an interpreter that ends by itself, and its engine outlives one that does

@@ -169,6 +169,7 @@ def test_a_second_run_finds_everything_done(shop: Shop) -> None:
     assert json.loads(shop.store.read(new))["metrics"] == shop.record["metrics"]
 
 
+@pytest.mark.usefixtures("in_process")
 def test_another_temperature_trains_again_on_the_same_dataset_and_vectors(folder_shop: Shop) -> None:
     changed = settings_for(folder_shop.data, folder_shop.settings.storage, train={"temperature": 0.5})
     done = run_stages(changed, "pipeline")

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -64,10 +65,17 @@ def ray_local(s3: str) -> Iterator[None]:
 
 
 @pytest.fixture
-def in_process(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+def in_process(tmp_path: Path) -> Iterator[None]:
+    """``in_this_process`` for one test."""
+    with in_this_process(tmp_path):
+        yield
+
+
+@contextlib.contextmanager
+def in_this_process(folder: Path) -> Iterator[None]:
     """Have this process do what actors and training workers do, one of which takes seconds to start.
 
-    For tests of what is made there.
+    For tests of what is made there. Nothing of a training is left but its last state, in ``folder``.
     """
     from alpharec import embed, propagate, recommend, train
 
@@ -82,12 +90,15 @@ def in_process(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPat
     def train_here(store: Any, settings: Any, run: str, *inputs: Any) -> SimpleNamespace:
         training = train.Training.build(settings, *inputs)
         assert all(training.run()), "each step of training is due"
-        folder = tmp_path_factory.mktemp("trained")
-        training.state.save(folder)
+        state = folder / f"state-of-{run}"
+        state.mkdir()
+        training.state.save(state)
         return SimpleNamespace(
-            return_value="", checkpoint=SimpleNamespace(as_directory=lambda: contextlib.nullcontext(folder))
+            return_value="", checkpoint=SimpleNamespace(as_directory=lambda: contextlib.nullcontext(state))
         )
 
-    for module in (embed, propagate, recommend):
-        monkeypatch.setattr(module, "map_on_actors", map_here)
-    monkeypatch.setattr(train, "run_workers", train_here)
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (embed, propagate, recommend):
+            patch.setattr(module, "map_on_actors", map_here)
+        patch.setattr(train, "run_workers", train_here)
+        yield

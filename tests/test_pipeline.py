@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import in_this_process
 
 from alpharec.artifacts import Artifact, ArtifactError, Store
 from alpharec.catalog import CatalogError
@@ -84,8 +85,11 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def folder_shop(ray_local: None, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Shop:
-    return Shop.run(data, str(tmp_path_factory.mktemp("pipeline") / "store"))
+def folder_shop(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Shop:
+    """Made in this process, which gives the bits that Ray's give."""
+    folder = tmp_path_factory.mktemp("pipeline")
+    with in_this_process(folder):
+        return Shop.run(data, str(folder / "store"))
 
 
 @pytest.fixture(scope="module")

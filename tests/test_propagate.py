@@ -8,7 +8,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from test_recommend import fit
 
 import alpharec.propagate
 from alpharec.artifacts import Artifact, Store
@@ -19,7 +18,7 @@ from alpharec.graph import layer_weights
 from alpharec.model import TextFeatures
 from alpharec.networks import build_graph
 from alpharec.propagate import propagate, read_rows
-from alpharec.train import Training, model_version
+from alpharec.train import Training, fit, model_version
 from alpharec.vectors import load_vectors, vector_column
 
 USERS, ITEMS, WIDTH = 30, 40, 100  # two blocks of columns, the second of 36
@@ -127,6 +126,7 @@ def test_all_items_are_at_hand_where_a_batch_draws_fewer_than_there_are(
     assert training.features.whole == whole, "12 x 2 candidates are fewer than 40 items, 12 x 5 are more"
 
 
+@pytest.mark.usefixtures("in_process")
 def test_a_run_trains_evaluates_and_goes_by_its_own_order(inputs: Inputs) -> None:
     store, settings, dataset, vectors = inputs
     model = fit(store, settings, dataset, vectors)

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from conftest import in_this_process
 
 from alpharec.artifacts import Artifact, ArtifactError, Store
 from alpharec.catalog import CatalogError, Dataset, Pairs, load_dataset, open_table, prepare, read_user_lists
@@ -38,7 +39,7 @@ from alpharec.recommend import (
     represent_trained,
     represent_users,
 )
-from alpharec.train import Training, commit_model, source_vectors
+from alpharec.train import fit
 from alpharec.vectors import load_vectors
 
 NUM_USERS, NUM_ITEMS, K = 24, 20, 5
@@ -101,13 +102,6 @@ def write_evaluation(store: Store, model: Artifact, recall: float = 0.5) -> Arti
     return draft.commit(settings={}, inputs=inputs, summary=metrics["test"])
 
 
-def fit(store: Store, settings: Settings, dataset: Artifact, vectors: Artifact) -> Artifact:
-    """Train as the stage does, in this process."""
-    training = Training.build(settings, dataset, source_vectors(store, settings, dataset, vectors))
-    assert all(training.run())
-    return commit_model(store, settings, dataset, vectors, training.state, run="here")
-
-
 @pytest.fixture(scope="module")
 def shop(ray_local: None, tmp_path_factory: pytest.TempPathFactory) -> Shop:
     folder = tmp_path_factory.mktemp("shop")
@@ -116,7 +110,8 @@ def shop(ray_local: None, tmp_path_factory: pytest.TempPathFactory) -> Shop:
     store = Store(settings.storage)
     dataset = prepare(store, settings)
     vectors = embed(store, settings, dataset)
-    model = fit(store, settings, dataset, vectors)
+    with in_this_process(folder):
+        model = fit(store, settings, dataset, vectors)
     evaluation = write_evaluation(store, model)
     bundle = publish(store, settings, dataset, vectors, model, evaluation)
     return Shop(folder, store, settings, dataset, vectors, model, evaluation, bundle)

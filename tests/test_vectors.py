@@ -602,7 +602,7 @@ def test_a_lease_that_cannot_be_renewed_in_time_is_lost(store: Store, monkeypatc
 
 def test_a_renewal_that_fails_once_on_s3_is_tried_again(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
     store, failed = Store(f"{s3}/{uuid.uuid4().hex}"), []
-    with store.lease("line", LEASE, seconds=1.5) as held:
+    with store.lease("line", LEASE, seconds=4.5) as held:
         put, first = store.fs.pipe_file, store.read("line", LEASE)
 
         def fail_once(*arguments: object, **options: object) -> object:

@@ -357,7 +357,8 @@ class Progress:
             self.tokens + record["tokens"],
             self.busy + record["seconds"],
         )
-        seconds = max(now - self.steady, 1e-9)
+        # Shards come in together: what their encoders took counts where it is more than the time between.
+        seconds = max(now - self.steady, self.busy / self.num_actors, 1e-9)
         rates = f"{self.texts / seconds:,.0f} texts/s, {self.tokens / seconds:,.0f} tokens/s"
         left = (self.total - self.done) * seconds / self.texts
         return f"{far}, {rates}, {left:,.0f} s left, encoders {min(1, self.busy / seconds / self.num_actors):.0%} busy"

@@ -16,7 +16,7 @@ import pytest
 
 from alpharec.artifacts import LATEST, MANIFEST, Artifact, ArtifactError, Store
 from alpharec.config import EmbedSettings, Settings
-from alpharec.embed import EmbedError, ShardEncoder, Target, dry_run, embed, encode_each, quality
+from alpharec.embed import EmbedError, Progress, ShardEncoder, Target, dry_run, embed, encode_each, quality
 from alpharec.encoders import EncoderDied, EncoderError, Meter, RefusedTexts, make_encoder
 from alpharec.vectors import KIND, LEASE, PROBE, QUARANTINE, SHARDS, load_vectors, verify
 
@@ -529,3 +529,10 @@ def test_a_model_that_is_not_there_is_named_before_anything_starts(tmp_path: Pat
     with pytest.raises(EncoderError, match=r"^encoder\.model: no such folder \(got '/nowhere/model'\)") as caught:
         embed(store, settings_with(missing), write_dataset(store, TITLES))
     assert "\n" not in str(caught.value)
+
+
+def test_shards_that_come_in_together_are_told_at_the_rate_of_their_encoders() -> None:
+    progress = Progress(total=100, done=0, num_actors=2)
+    assert progress.add({"file": {"rows": 20}, "tokens": 60, "seconds": 5.0}).startswith("20 / 100 texts, the first")
+    line = progress.add({"file": {"rows": 40}, "tokens": 120, "seconds": 8.0})
+    assert line == "60 / 100 texts, 10 texts/s, 30 tokens/s, 4 s left, encoders 100% busy"

@@ -361,7 +361,7 @@ class Progress:
         seconds = max(now - self.steady, self.busy / self.num_actors, 1e-9)
         rates = f"{self.texts / seconds:,.0f} texts/s, {self.tokens / seconds:,.0f} tokens/s"
         left = (self.total - self.done) * seconds / self.texts
-        return f"{far}, {rates}, {left:,.0f} s left, encoders {min(1, self.busy / seconds / self.num_actors):.0%} busy"
+        return f"{far}, {rates}, {left:,.0f} s left, encoders {self.busy / seconds / self.num_actors:.0%} busy"
 
 
 def _too_many(refused: int, reasons: Mapping[Any, str], share: float) -> str:

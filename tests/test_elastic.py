@@ -115,7 +115,8 @@ def test_a_run_goes_on_exactly_whatever_it_loses(tmp_path: Path) -> None:
     assert (tmp_path / "end.json").exists(), log_end  # what the driver wrote decides, not how Ray ends it
     end = json.loads((tmp_path / "end.json").read_text())
     sizes = [size for size, _ in itertools.groupby(entry["workers"] for entry in end["history"])]
-    assert sizes[-4:] == [2, 1, 2, 1], "a loaded machine may begin with the first node's worker alone"
+    # A loaded machine may begin with the first node's worker alone.
+    assert sizes in ([2, 1, 2, 1], [1, 2, 1, 2, 1])
     alone = build(inputs, settings_of(tmp_path))
     assert end["inside"] % alone.sampler.steps_per_epoch != 0, "the notice made a checkpoint between two epochs' ends"
     for _ in alone.run():

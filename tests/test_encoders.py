@@ -376,10 +376,12 @@ def main(request: str, vectors: str, written: str) -> None:
     """Encode the texts of a request by ``each`` settings, then let each of ``generators`` write on every fifth."""
     given, found = json.loads(Path(request).read_text()), []
     small: dict[str, Any] = {"kv_cache_memory_bytes": 1 << 26}  # vLLM fills it with zeros
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "1"  # the first engine as on a GPU, in another process
     for settings in given["each"]:
         encoder = None  # one engine at a time: the end of another would take this one's groups
         encoder = make_encoder(EncoderSettings(**settings), EmbedSettings(engine_options=small))
         found.append(encoder.encode(given["texts"]))
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the others as on processors
     found.append(after_a_failure(encoder, given["texts"]))
     del encoder
     np.savez(vectors, *found)

@@ -642,7 +642,7 @@ def test_latest_moves_only_after_the_version_that_a_run_started_from(store: Stor
 
 def test_of_sixteen_publishers_one_wins_each_round_and_no_reader_sees_half_a_version(store: Store) -> None:
     """All sixteen start from the version before and commit another; a reader reads whatever LATEST names, all along."""
-    rounds, publishers = 4 if store.is_local else 2, 16
+    rounds, publishers = 4, 16
     first = make_version(store, ["0"], version="v-0")
     store.move_latest(KIND, LINE, first.version)
     seen, over = [], threading.Event()

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from alpharec import report
 from alpharec.artifacts import Artifact, Store, digest
-from alpharec.catalog import SPLITS, Dataset, Pairs, load_dataset
 from alpharec.config import EvaluateSettings, Settings
+from alpharec.data.dataset import SPLITS, Dataset, Pairs, load_dataset
 from alpharec.graph import InteractionGraph, Part
 from alpharec.networks import build_graph, load_model, score
 from alpharec.ranking import (

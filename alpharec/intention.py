@@ -37,18 +37,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from alpharec.artifacts import Artifact, Store, digest
-from alpharec.catalog import (
-    Dataset,
-    InputFile,
-    Pairs,
-    domains_of,
-    load_dataset,
-    normalize_title,
-    open_table,
-    read_item_texts,
-    read_queries,
-)
 from alpharec.config import IntentionSettings, ModelSettings, Settings
+from alpharec.data.dataset import Dataset, Pairs, domains_of, load_dataset
+from alpharec.data.formats import InputFile, open_table
+from alpharec.data.requests import read_item_texts, read_queries
+from alpharec.data.titles import normalize_title
 from alpharec.embed import embed_texts
 from alpharec.encoders import Generator
 from alpharec.evaluation import check_reads, truth_and_seen

@@ -20,8 +20,8 @@ from alpharec.baselines import (
     item_scores,
     train_lists,
 )
-from alpharec.catalog import Dataset
 from alpharec.config import Settings
+from alpharec.data.dataset import Dataset
 from alpharec.graph import InteractionGraph
 from alpharec.model import AlphaRec, Objective, TextFeatures
 from alpharec.ranking import Scored

@@ -9,8 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from alpharec.artifacts import LATEST, Artifact, ArtifactError, Store, run_record
-from alpharec.catalog import CatalogError, find_prepared, format_report, load_dataset, prepare
 from alpharec.config import SHORT_OF_ESTIMATE, Settings, SettingsError, load_settings
+from alpharec.data.dataset import CatalogError, load_dataset
+from alpharec.data.prepare import find_prepared, prepare
+from alpharec.data.report import format_report
 from alpharec.embed import EmbedError, dry_run, embed
 from alpharec.encoders import EncoderError, fingerprint
 from alpharec.estimate import DEVICES, EstimateError, estimate, format_estimate, size_of

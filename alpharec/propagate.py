@@ -17,8 +17,8 @@ import pyarrow as pa
 import torch
 
 from alpharec.artifacts import Artifact, ArtifactError, Draft, Store, digest
-from alpharec.catalog import domains_of, read_pairs
 from alpharec.config import Settings
+from alpharec.data.dataset import domains_of, read_pairs
 from alpharec.graph import InteractionGraph, layer_weights
 from alpharec.model import centre, propagate_vectors
 from alpharec.runtime import map_on_actors, use_own_cpus

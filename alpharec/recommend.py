@@ -26,19 +26,10 @@ from torch import Tensor
 
 from alpharec.artifacts import Artifact, ArtifactError, Draft, Store, digest
 from alpharec.baselines import IdEmbeddings, ItemWeights, MultVae, item_scores
-from alpharec.catalog import (
-    Dataset,
-    InputFile,
-    Pairs,
-    domains_of,
-    load_dataset,
-    open_table,
-    read_intentions,
-    read_new_items,
-    read_pairs,
-    read_user_lists,
-)
 from alpharec.config import CLOSED_FORMS, RecommendSettings, Settings
+from alpharec.data.dataset import Dataset, Pairs, domains_of, load_dataset, read_pairs
+from alpharec.data.formats import InputFile, open_table
+from alpharec.data.requests import read_intentions, read_new_items, read_user_lists
 from alpharec.embed import embed_texts
 from alpharec.encoders import fingerprint
 from alpharec.graph import InteractionGraph

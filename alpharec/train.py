@@ -28,8 +28,8 @@ from torch import Tensor
 
 from alpharec.artifacts import Artifact, Store, digest
 from alpharec.baselines import ItemWeights
-from alpharec.catalog import domains_of, load_dataset, read_degrees, read_pairs
 from alpharec.config import Settings
+from alpharec.data.dataset import domains_of, load_dataset, read_degrees, read_pairs
 from alpharec.estimate import run_problems
 from alpharec.evaluation import Selection, masked_splits
 from alpharec.graph import InteractionGraph, Part, Sampler, user_range

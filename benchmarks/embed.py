@@ -21,8 +21,8 @@ from typing import Any
 from common import parser, print_result, settings_arguments
 
 from alpharec.artifacts import Artifact, Store
-from alpharec.catalog import prepare
 from alpharec.config import Settings, load_settings
+from alpharec.data.prepare import prepare
 from alpharec.embed import embed
 from alpharec.encoders import make_encoder
 from alpharec.runtime import connect, show_progress

@@ -15,8 +15,9 @@ import torch
 from common import parser, peak_rss_mb, print_result, settings_arguments
 
 from alpharec.artifacts import Store
-from alpharec.catalog import load_dataset, prepare
 from alpharec.config import load_settings
+from alpharec.data.dataset import load_dataset
+from alpharec.data.prepare import prepare
 from alpharec.evaluation import truth_and_seen
 from alpharec.model import Objective, TextFeatures
 from alpharec.networks import build_graph, build_model

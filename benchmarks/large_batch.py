@@ -15,8 +15,8 @@ from typing import Any
 
 from common import ROOT, parser, print_result, settings_arguments
 
-from alpharec.catalog import load_dataset
 from alpharec.config import load_settings
+from alpharec.data.dataset import load_dataset
 from alpharec.evaluation import truth_and_seen
 from alpharec.pipeline import run_stages
 from alpharec.ranking import evaluate

@@ -49,8 +49,8 @@ from torch import Tensor
 
 from alpharec.artifacts import Artifact, Store
 from alpharec.baselines import GraphFilter, ease, item_scores, train_lists
-from alpharec.catalog import Dataset, load_dataset
 from alpharec.config import PRESETS, SearchSettings, Settings, load_settings
+from alpharec.data.dataset import Dataset, load_dataset
 from alpharec.evaluation import Selection, evaluate_model, measure, popularity
 from alpharec.graph import InteractionGraph
 from alpharec.networks import build_graph, load_model

@@ -19,8 +19,8 @@ import torch
 from common import print_result, run_arguments, run_parser
 from torch import nn
 
-from alpharec.catalog import load_dataset
 from alpharec.config import load_settings
+from alpharec.data.dataset import load_dataset
 from alpharec.evaluation import truth_and_seen
 from alpharec.graph import Batch, Sampler
 from alpharec.pipeline import run_stages

@@ -32,8 +32,8 @@ from common import (
 )
 
 from alpharec.artifacts import Artifact
-from alpharec.catalog import load_dataset
 from alpharec.config import Settings, load_settings
+from alpharec.data.dataset import load_dataset
 from alpharec.evaluation import measure
 from alpharec.networks import build_graph, load_model, score
 from alpharec.pipeline import run_stages

@@ -32,8 +32,8 @@ from alpharec.baselines import (
     propagate_noisily,
     train_lists,
 )
-from alpharec.catalog import Dataset, Pairs
 from alpharec.config import Settings
+from alpharec.data.dataset import Dataset, Pairs
 from alpharec.evaluation import Selection
 from alpharec.graph import Batch, InteractionGraph, Part, Sampler
 from alpharec.model import Objective, train_step

@@ -6,8 +6,8 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from alpharec.catalog import Dataset, Pairs
 from alpharec.config import Settings
+from alpharec.data.dataset import Dataset, Pairs
 from alpharec.evaluation import popularity, truth_and_seen
 from alpharec.ranking import evaluate
 

@@ -18,8 +18,11 @@ import torch
 
 import alpharec.intention
 from alpharec.artifacts import Artifact, Store
-from alpharec.catalog import CatalogError, load_dataset, open_table, prepare, read_item_texts, read_queries
 from alpharec.config import Settings, SettingsError, load_settings
+from alpharec.data.dataset import CatalogError, load_dataset
+from alpharec.data.formats import open_table
+from alpharec.data.prepare import prepare
+from alpharec.data.requests import read_item_texts, read_queries
 from alpharec.embed import embed
 from alpharec.encoders import make_encoder
 from alpharec.evaluation import EvaluationError, scored_by

@@ -14,8 +14,8 @@ import pytest
 from conftest import in_this_process
 
 from alpharec.artifacts import Artifact, ArtifactError, Store
-from alpharec.catalog import CatalogError
 from alpharec.config import Settings
+from alpharec.data.dataset import CatalogError
 from alpharec.encoders import EncoderError
 from alpharec.pipeline import JOBS, STAGES, main, run_stages
 

@@ -11,8 +11,9 @@ import torch
 
 import alpharec.propagate
 from alpharec.artifacts import Artifact, Store
-from alpharec.catalog import load_dataset, prepare
 from alpharec.config import Settings
+from alpharec.data.dataset import load_dataset
+from alpharec.data.prepare import prepare
 from alpharec.evaluation import evaluate_model
 from alpharec.graph import layer_weights
 from alpharec.model import TextFeatures

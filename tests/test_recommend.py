@@ -20,8 +20,11 @@ import torch
 from conftest import in_this_process
 
 from alpharec.artifacts import Artifact, ArtifactError, Store
-from alpharec.catalog import CatalogError, Dataset, Pairs, load_dataset, open_table, prepare, read_user_lists
 from alpharec.config import Settings
+from alpharec.data.dataset import CatalogError, Dataset, Pairs, load_dataset
+from alpharec.data.formats import open_table
+from alpharec.data.prepare import prepare
+from alpharec.data.requests import read_user_lists
 from alpharec.embed import embed
 from alpharec.encoders import make_encoder
 from alpharec.evaluation import evaluate_model, scored_by

@@ -17,8 +17,9 @@ import ray
 import torch
 
 from alpharec.artifacts import Artifact, Store
-from alpharec.catalog import load_dataset, prepare
 from alpharec.config import DataSettings, Settings
+from alpharec.data.dataset import load_dataset
+from alpharec.data.prepare import prepare
 from alpharec.evaluation import EvaluationError, evaluate_model, find_model, measure, truth_and_seen
 from alpharec.graph import Part
 from alpharec.ranking import evaluate

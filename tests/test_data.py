@@ -19,27 +19,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from alpharec.artifacts import Store
-from alpharec.catalog import (
-    CatalogError,
-    Dataset,
-    Domain,
-    Pairs,
-    build_dataset,
-    core_mask,
-    find_prepared,
-    format_report,
-    load_dataset,
-    normalize_title,
-    normalize_titles,
-    open_inputs,
-    prepare,
-    read_degrees,
-    read_inputs,
-    read_pairs,
-    split_interactions,
-    split_sizes,
-)
 from alpharec.config import DataSettings, Settings, load_settings
+from alpharec.data.build import build_dataset, core_mask
+from alpharec.data.dataset import CatalogError, Dataset, Domain, Pairs, load_dataset, read_degrees, read_pairs
+from alpharec.data.formats import open_inputs
+from alpharec.data.prepare import find_prepared, prepare
+from alpharec.data.read import read_inputs
+from alpharec.data.report import format_report
+from alpharec.data.splits import split_interactions, split_sizes
+from alpharec.data.titles import normalize_title, normalize_titles
 
 REAL = Path(__file__).parents[2] / "shared" / "data"
 CONFIGS = Path(__file__).parents[1] / "jobs" / "configs"

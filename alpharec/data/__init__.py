@@ -1,0 +1,1 @@
+"""Datasets from files: read, checked, filtered, split, kept as one artifact."""

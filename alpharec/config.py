@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import string
 import sys
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -76,7 +77,7 @@ class DataSettings(Section):
 
     format: Literal["table", "alpharec", "grouplens", "amazon-2018", "amazon-2023", "mix"] = Field(
         "table",
-        description="table: one file of items, one of interactions (Parquet, CSV, CSV.gz, JSONL). mix: data.domains. "
+        description="table: items and interactions as Parquet, delimited text or JSON. mix: data.domains. "
         "alpharec: a folder with train.txt, valid.txt, test.txt and an items table. "
         "grouplens: an ml-latest* folder (CSV) or ml-1m (.dat). amazon-*: reviews and metadata JSONL.",
     )
@@ -86,12 +87,53 @@ class DataSettings(Section):
         "model on all of them: shared weights, users and items of their own",
     )
     path: str = Field("", description="folder or URL the relative paths below start from")
-    items: str = Field("", description="items table (metadata for amazon-*); empty: the format's usual file name")
-    interactions: str = Field("", description="interactions table (reviews for amazon-*); empty: the usual file name")
+    items: str | tuple[str, ...] = Field(
+        "",
+        description="items table (metadata for amazon-*): a file, a glob, a folder of part files, or several; "
+        "empty: the format's usual name",
+    )
+    interactions: str | tuple[str, ...] = Field(
+        "", description="interactions table (reviews for amazon-*), as data.items; empty: the format's usual name"
+    )
+    items_columns: tuple[str, ...] = Field(
+        (), description="names of the columns of an items table without a header line, in their order"
+    )
+    interactions_columns: tuple[str, ...] = Field(
+        (), description="names of the columns of an interactions table without a header line, in their order"
+    )
+    separator: str = Field(
+        "", description="what separates fields of text tables: one character, or tab; empty: found by the first line"
+    )
+    quote: str = Field("", description='quote character of text tables; none: quotes are ordinary characters; empty: "')
+    escape: str = Field(
+        "", description="escape character of text tables; none: there is none; empty: a backslash where only it fits"
+    )
+    encoding: str = Field(
+        "", description="encoding of text tables, e.g. latin-1; empty: UTF-8, or what the byte order mark says"
+    )
+    max_unpacked_gb: float | None = Field(
+        None, gt=0, description="GB that a compressed file may unpack to; unset: 100 times its size, at least 1"
+    )
     item_column: str = Field("item_id", description="column with the item id, in both tables")
     title_column: str = Field("title", description="column with the title, in the items table")
+    text: str = Field(
+        "",
+        description='what is embedded of an item, from columns of its table, e.g. "{title} by {brand}. {category}"; a '
+        "missing part is left out with the words before it; empty: the title",
+    )
+    keep_columns: tuple[str, ...] = Field(
+        (), description="columns of the items table kept with the dataset and the bundle, for recommend.where"
+    )
     user_column: str = Field("user_id", description="column with the user id")
-    time_column: str = Field("", description="column with the time or the order of an interaction; empty: none")
+    time_column: str = Field(
+        "",
+        description="column with the time or the order of an interaction: ISO dates, a date type, or numbers in one "
+        "unit; empty: none",
+    )
+    time_format: str = Field("", description="how times are written where not as ISO dates, e.g. %d/%m/%Y %H:%M")
+    mixed_time_units: bool = Field(
+        False, description="take times that are numbers as they are, though they seem to be of two units"
+    )
     rating_column: str = Field("", description="column with the rating; empty: none")
     split_column: str = Field("", description="column that says train, valid or test; needs split = given")
     min_rating: float | None = Field(None, description="keep interactions rated at least this")
@@ -111,12 +153,70 @@ class DataSettings(Section):
     on_empty_title: Literal["error", "skip", "id"] = Field(
         "error", description="an empty or null title: stop, leave the item out, or use its id as its title"
     )
+    on_different_title: Literal["error", "first", "most-frequent"] | None = Field(
+        None,
+        description="an item whose rows have different titles: stop, or take the first or the most frequent "
+        "one; unset: stop, but first for amazon-2018",
+    )
+    on_nested_text: Literal["error", "join"] = Field(
+        "error", description="a list or an object where text is wanted: stop, or join the texts inside with commas"
+    )
+    on_missing_id: Literal["error", "skip"] = Field(
+        "error", description="a row without an item id or a user id: stop, or leave it out"
+    )
     on_unknown_item: Literal["error", "skip"] = Field(
         "error", description="an interaction with an item the catalog lacks: stop, or leave it out"
     )
     on_duplicate: Literal["error", "first"] = Field(
         "error", description="a (user, item) pair seen twice: stop, or keep the first in time (else in file order)"
     )
+
+    @field_validator("separator")
+    @classmethod
+    def _check_separator(cls, given: str) -> str:
+        given = {"tab": "\t", "\\t": "\t"}.get(given, given)
+        if len(given) > 1 or given in ("\n", "\r", '"'):
+            raise ValueError(f"must be one character, or tab (got {given!r})")
+        return given
+
+    @field_validator("quote", "escape")
+    @classmethod
+    def _check_sign(cls, given: str) -> str:
+        if given != "none" and (len(given) > 1 or given in ("\n", "\r")):
+            raise ValueError(f"must be one character, or none (got {given!r})")
+        return given
+
+    @field_validator("encoding")
+    @classmethod
+    def _check_encoding(cls, given: str) -> str:
+        try:
+            "".encode(given or "utf-8")
+        except LookupError:
+            raise ValueError(
+                f"Python knows no such encoding (got {given!r}); e.g. utf-8, utf-16, latin-1, cp1252"
+            ) from None
+        return given
+
+    @field_validator("text")
+    @classmethod
+    def _check_text(cls, given: str) -> str:
+        try:
+            parts = [(column, form, conversion) for _, column, form, conversion in string.Formatter().parse(given)]
+        except ValueError as error:
+            raise ValueError(f"must be text with columns in braces ({error}; got {given!r})") from None
+        columns = [column for column, _, _ in parts if column is not None]
+        if given and (not all(columns) or any(form or conversion for _, form, conversion in parts)):
+            raise ValueError(f"must name columns in braces, e.g. {{title}} by {{brand}} (got {given!r})")
+        if given and not columns:
+            raise ValueError(f"must name a column in braces (got {given!r})")
+        return given
+
+    @model_validator(mode="after")
+    def _check_signs(self) -> DataSettings:
+        signs = [sign for sign in (self.separator, self.quote, self.escape) if sign and sign != "none"]
+        if len(set(signs)) < len(signs):
+            raise ValueError(f"data.separator, data.quote and data.escape must differ (got {signs})")
+        return self
 
     @model_validator(mode="after")
     def _check_domains(self) -> DataSettings:

@@ -39,7 +39,8 @@ from torch import Tensor
 from alpharec.artifacts import Artifact, Store, digest
 from alpharec.config import IntentionSettings, ModelSettings, Settings
 from alpharec.data.dataset import Dataset, Pairs, domains_of, load_dataset
-from alpharec.data.formats import InputFile, open_table
+from alpharec.data.files import Input
+from alpharec.data.formats import open_table
 from alpharec.data.requests import read_item_texts, read_queries
 from alpharec.data.titles import normalize_title
 from alpharec.embed import embed_texts
@@ -192,7 +193,7 @@ def make_queries(store: Store, settings: Settings, dataset: Artifact) -> Artifac
             f"intention.queries = {chosen.queries!r}, intention.texts = {chosen.texts!r}); "
             "pass --intention.queries FILE or --intention.texts FILE"
         )
-    file = open_table(chosen.queries or chosen.texts, "queries" if chosen.queries else "texts")
+    file = open_table(chosen.queries or chosen.texts, "queries" if chosen.queries else "texts", settings.data)
     wording = [chosen.text_column, chosen.generator, chosen.generator and chosen.prompt, settings.seed]
     version = digest([QUERIES_FORMAT, dataset.version, file.sha256, None if chosen.queries else wording])[:16]
     found = store.find("queries", settings.name, version)
@@ -218,7 +219,7 @@ def make_queries(store: Store, settings: Settings, dataset: Artifact) -> Artifac
     )
 
 
-def _from_texts(settings: Settings, data: Dataset, file: InputFile) -> tuple[pa.Table, dict[str, int]]:
+def _from_texts(settings: Settings, data: Dataset, file: Input) -> tuple[pa.Table, dict[str, int]]:
     rows, texts = read_item_texts(file, data.item_ids, settings.data.item_column, settings.intention.text_column)
     if not len(rows):
         raise IntentionError(

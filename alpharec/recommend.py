@@ -28,7 +28,8 @@ from alpharec.artifacts import Artifact, ArtifactError, Draft, Store, digest
 from alpharec.baselines import IdEmbeddings, ItemWeights, MultVae, item_scores
 from alpharec.config import CLOSED_FORMS, RecommendSettings, Settings
 from alpharec.data.dataset import Dataset, Pairs, domains_of, load_dataset, read_pairs
-from alpharec.data.formats import InputFile, open_table
+from alpharec.data.files import Input
+from alpharec.data.formats import open_table
 from alpharec.data.requests import read_intentions, read_new_items, read_user_lists
 from alpharec.embed import embed_texts
 from alpharec.encoders import fingerprint
@@ -363,7 +364,7 @@ def recommend(store: Store, settings: Settings) -> Artifact:
         ArtifactError: the bundle is damaged.
     """
     chosen, bundle = settings.recommend, _find_bundle(store, settings)
-    given = _open_given(chosen)
+    given = _open_given(settings)
     version = digest([bundle.version, chosen.k, chosen.include_seen, _content(chosen, given)])[:16]
     found = store.find("recommendations", settings.name, version)
     if found is not None:
@@ -401,18 +402,18 @@ def _find_bundle(store: Store, settings: Settings) -> Artifact:
     return bundle
 
 
-def _open_given(chosen: RecommendSettings) -> dict[str, InputFile]:
-    given = {}
+def _open_given(settings: Settings) -> dict[str, Input]:
+    chosen, given = settings.recommend, {}
     if chosen.users:
-        given["users"] = open_table(chosen.users, "users")
+        given["users"] = open_table(chosen.users, "users", settings.data)
     if chosen.new_items:
-        given["new_items"] = open_table(chosen.new_items, "new_items")
+        given["new_items"] = open_table(chosen.new_items, "new_items", settings.data)
     if chosen.intentions:
-        given["intentions"] = open_table(chosen.intentions, "intentions")
+        given["intentions"] = open_table(chosen.intentions, "intentions", settings.data)
     return given
 
 
-def _content(chosen: RecommendSettings, given: Mapping[str, InputFile]) -> dict[str, Any]:
+def _content(chosen: RecommendSettings, given: Mapping[str, Input]) -> dict[str, Any]:
     """Return what of the given files a version depends on."""
     alpha = {"alpha": chosen.alpha} if "intentions" in given else {}
     return {setting: file.sha256 for setting, file in given.items()} | alpha
@@ -421,9 +422,7 @@ def _content(chosen: RecommendSettings, given: Mapping[str, InputFile]) -> dict[
 # ---------------------------------------------------------------- newcomers
 
 
-def _represent_newcomers(
-    store: Store, settings: Settings, bundle: Artifact, given: Mapping[str, InputFile]
-) -> Artifact:
+def _represent_newcomers(store: Store, settings: Settings, bundle: Artifact, given: Mapping[str, Input]) -> Artifact:
     """Return users and items never trained on, in the files of a bundle; ``users.parquet`` only if users are given.
 
     With intentions items have a vector that queries are compared with, and users both parts of ``mix_scores``.
@@ -486,7 +485,7 @@ class People:
 
     @classmethod
     def read(
-        cls, store: Store, bundle: Artifact, given: Mapping[str, InputFile], item_ids: pa.StringArray
+        cls, store: Store, bundle: Artifact, given: Mapping[str, Input], item_ids: pa.StringArray
     ) -> People | None:
         """Read users given by their items, with or without intentions; or the bundle's users who have an intention,
         with their train items; None where neither is given.

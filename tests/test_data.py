@@ -543,13 +543,14 @@ def test_null_id_in_a_parquet_file_is_named_by_row(tmp_path: Path) -> None:
 
 def test_ids_that_are_fractions(tmp_path: Path) -> None:
     write(tmp_path, items_csv=ITEMS)
-    pl.DataFrame({"user_id": [1.0], "item_id": ["A"]}).write_parquet(tmp_path / "interactions.parquet")
-    refused(tmp_path, "column user_id must hold text or whole numbers (got Float64)")
+    pl.DataFrame({"user_id": [1.0, 1.5], "item_id": ["A", "B"]}).write_parquet(tmp_path / "interactions.parquet")
+    refused(tmp_path, "1 ids are not whole numbers in column user_id (got 1.5 at row 2)", "write them as text")
 
 
 def test_not_utf8(tmp_path: Path) -> None:
-    write(tmp_path, items_csv="item_id,title\nA,x\nB,Café\n".encode("latin-1"), interactions_csv=PAIRS)
-    refused(tmp_path, "items.csv: not UTF-8 (got byte 0xe9 at line 3); convert it")
+    write(tmp_path, items_csv="item_id,title\nA,x\nB,Café\nC,y\n".encode("latin-1"), interactions_csv=PAIRS)
+    refused(tmp_path, "items.csv: not UTF-8 (got byte 0xe9 at line 3: 'B,Café')", "pass --data.encoding latin-1")
+    assert build(tmp_path, encoding="latin-1")[0].titles[1].as_py() == "Café"
 
 
 @pytest.mark.parametrize("bad", ["soon", "", "nan"])
@@ -583,7 +584,8 @@ def test_empty_file(tmp_path: Path, content: str) -> None:
 
 def test_more_fields_than_the_header(tmp_path: Path) -> None:
     write(tmp_path, items_csv="item_id,title\nA,Alpha\nB,Heat, The\n", interactions_csv=PAIRS)
-    refused(tmp_path, "header of 2 columns promises (got 3 columns at line 3)", "quote")
+    what = "not the table of 2 columns, separated by ',', that its first line promises"
+    refused(tmp_path, what, "(got 3 fields where the others have 2 at line 3: 'B,Heat, The')", "correct that line")
 
 
 def test_a_line_that_is_no_json(tmp_path: Path) -> None:

@@ -8,14 +8,16 @@ from typing import Any, NoReturn
 import numpy as np
 import numpy.typing as npt
 import polars as pl
+import pyarrow as pa
 
 from alpharec.config import DataSettings
 from alpharec.data.dataset import SPLITS, Dataset, Ints, Pairs
+from alpharec.data.files import fail
 from alpharec.data.read import Catalog, Interactions
 from alpharec.data.report import Counts, describe
 from alpharec.data.splits import split
-from alpharec.data.tables import NUM_EXAMPLES, fail, refuse, strings
-from alpharec.data.titles import clean_catalog
+from alpharec.data.tables import NUM_EXAMPLES, place, quoted, refuse, strings
+from alpharec.data.titles import normalize_titles
 
 
 def build_dataset(
@@ -26,7 +28,8 @@ def build_dataset(
     Raises:
         CatalogError: a policy is ``error`` and its case occurs, or a split is empty.
     """
-    items, skipped, left_out = clean_catalog(catalog, settings)
+    items, skipped, left_out = _clean_items(catalog, settings)
+    left_out |= {"items_without_id": catalog.without_id, "interactions_without_id": interactions.without_id}
     pairs, counts = _code_pairs(items, skipped, interactions, settings)
     left_out |= counts
     if settings.min_rating is not None:
@@ -49,8 +52,63 @@ def build_dataset(
         train,
         valid,
         test,
+        attributes=_attributes(items.filter(keep_item)),
     )
     return dataset, describe(dataset, left_out)
+
+
+def _attributes(items: pl.DataFrame) -> pa.Table | None:
+    """Return item_id and the columns to keep, None where there are none."""
+    kept = {name: name.removeprefix("keep ") for name in items.columns if name.startswith("keep ")}
+    if not kept:
+        return None
+    table = items.select(
+        "item_id", *(pl.col(name).alias(column) for name, column in kept.items() if column != "item_id")
+    )
+    return table.to_arrow(compat_level=pl.CompatLevel.oldest())
+
+
+def _clean_items(catalog: Catalog, settings: DataSettings) -> tuple[pl.DataFrame, pl.Series, Counts]:
+    """Return items with one title each, the ids left out for their empty title, and counts."""
+    table = catalog.table.with_columns(raw="title").with_columns(title=normalize_titles(catalog.table["title"]))
+    unique, counts = _unique_items(catalog, table, settings)
+    empty = unique.filter(pl.col("title").is_null())
+    counts["empty_titles"] = empty.height
+    if settings.on_empty_title == "error" and not empty.is_empty():
+        values = pl.format("{} for {}", quoted("raw"), "item_id")
+        then = "pass --data.on-empty-title skip to leave them out, or id to use the item id as the title"
+        refuse(catalog.files, empty, "items have an empty title", values, then)
+    unique = unique.drop("raw", "file", "row")
+    if settings.on_empty_title == "id":
+        return unique.with_columns(pl.col("title").fill_null(pl.col("item_id"))), empty["item_id"].clear(), counts
+    return unique.filter(pl.col("title").is_not_null()), empty["item_id"], counts
+
+
+def _unique_items(catalog: Catalog, table: pl.DataFrame, settings: DataSettings) -> tuple[pl.DataFrame, Counts]:
+    """Leave one row of each item, with the title that ``data.on_different_title`` chooses among those that it has."""
+    again = table.filter(pl.col("item_id").is_duplicated())
+    if again.is_empty():
+        return table, {"repeated_items": 0, "repeated_items_with_another_title": 0}
+    differing = again.filter(pl.col("title").drop_nulls().n_unique().over("item_id") > 1).sort("item_id", "file", "row")
+    # The 2018 metadata are known to hold items twice, scraped at different times.
+    choice = settings.on_different_title or ("first" if settings.format == "amazon-2018" else "error")
+    if choice == "error" and not differing.is_empty():
+        values = pl.format("{} with title {}", "item_id", quoted("title"))
+        then = "pass --data.on-different-title first or most-frequent, or leave one row per item"
+        refuse(catalog.files, differing, "rows share an item id but not the title", values, then)
+    if choice == "most-frequent":
+        counted = differing.drop_nulls("title").group_by("item_id", "title", maintain_order=True).len()
+        chosen = counted.sort("len", descending=True, maintain_order=True).unique("item_id", keep="first")
+    else:
+        chosen = again.drop_nulls("title").unique("item_id", keep="first", maintain_order=True)
+    chosen = chosen.select("item_id", pl.col("title").alias("chosen"))
+    unique = table.unique("item_id", keep="first", maintain_order=True)
+    unique = unique.join(chosen, on="item_id", how="left", maintain_order="left")
+    unique = unique.with_columns(title=pl.coalesce("chosen", "title")).drop("chosen")
+    return unique, {
+        "repeated_items": table.height - unique.height,
+        "repeated_items_with_another_title": differing["item_id"].n_unique(),
+    }
 
 
 def _nonzero(left_out: Counts) -> str:
@@ -114,7 +172,7 @@ def _refuse_pairs(again: pl.DataFrame, interactions: Interactions, item_ids: pl.
     for row in rows.iter_rows(named=True):
         file = interactions.files[row["file"]]
         split = "" if overlap.is_empty() else f"{SPLITS[row['split']]}, "
-        places.append(f"{split}{os.path.basename(file.address)} {file.place(row['row'])}")
+        places.append(f"{split}{os.path.basename(file.address)} {place(file, row['row'])}")
     first = interactions.files[rows["file"][0]]
     num = shown["pair"].n_unique()
     what = "(user, item) pairs occur twice" if overlap.is_empty() else "(user, item) pairs are in more than one split"

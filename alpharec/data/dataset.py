@@ -55,6 +55,8 @@ class Domain:
 class Dataset:
     """Items with titles, users, and three disjoint sets of (user, item) pairs; ``domains`` only of a mix.
 
+    ``attributes``: item_id and the columns of ``data.keep_columns``, while the dataset is built.
+
     Shapes: item_ids (I,), titles (I,), user_ids (U,).
     """
 
@@ -65,6 +67,7 @@ class Dataset:
     valid: Pairs
     test: Pairs
     domains: tuple[Domain, ...] = ()
+    attributes: pa.Table | None = None
 
     @property
     def num_users(self) -> int:

@@ -14,12 +14,14 @@ from alpharec.artifacts import Artifact, Store, digest
 from alpharec.config import DataSettings, Settings
 from alpharec.data.build import build_dataset
 from alpharec.data.dataset import Dataset, Domain, Pairs, load_dataset
-from alpharec.data.formats import InputFile, open_inputs
+from alpharec.data.files import Input
+from alpharec.data.formats import open_inputs
 from alpharec.data.read import read_inputs
 from alpharec.data.report import describe
 
 # Part of a dataset's version: raise it when the same input would give other files.
-DATASET_FORMAT = 1
+DATASET_FORMAT = 2
+ATTRIBUTES = "attributes.parquet"  # item_id and the columns of data.keep_columns, in the order of the items
 
 
 def prepare(store: Store, settings: Settings) -> Artifact:
@@ -58,6 +60,8 @@ def _write_dataset(
         draft.write_table(
             f"{split}.parquet", pa.table({"user": pairs.users.astype(np.int32), "item": pairs.items.astype(np.int32)})
         )
+    if dataset.attributes is not None:
+        draft.write_table(ATTRIBUTES, dataset.attributes)
     draft.write_json("report.json", report)
     return draft.commit(
         settings=settings.model_dump(mode="json", include={"name", "seed", "data"}),
@@ -122,8 +126,10 @@ def find_prepared(store: Store, settings: Settings) -> Artifact | None:
     return store.find("datasets", settings.name, _version(open_inputs(settings.data), settings))
 
 
-def _version(inputs: dict[str, InputFile], settings: Settings) -> str:
+def _version(inputs: dict[str, Input], settings: Settings) -> str:
     seed = settings.seed if settings.data.split == "ratio-random" else None
-    data = settings.data.model_dump(mode="json", exclude={"path", "items", "interactions"})
+    # Settings at their default are no part of a version, so that a new setting makes no dataset anew.
+    places = {"path", "items", "interactions", "max_unpacked_gb"}
+    data = settings.data.model_dump(mode="json", exclude=places, exclude_defaults=True)
     content = {role: file.sha256 for role, file in inputs.items()}
     return digest({"format": DATASET_FORMAT, "data": data, "seed": seed, "content": content})[:16]

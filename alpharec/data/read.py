@@ -1,9 +1,10 @@
-"""Items and interactions from the input files."""
+"""Items and interactions from the input tables; rows without an id follow ``data.on_missing_id``."""
 
 from __future__ import annotations
 
+import dataclasses
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,38 +12,39 @@ import polars as pl
 
 from alpharec.config import DataSettings
 from alpharec.data.dataset import SPLITS
-from alpharec.data.formats import Columns, InputFile, columns_of
-from alpharec.data.tables import (
-    NUM_EXAMPLES,
-    column_hint,
-    decode,
-    fail,
-    id_column,
-    number_column,
-    quoted,
-    read_columns,
-    refuse,
-)
+from alpharec.data.delimited import encoding_of
+from alpharec.data.files import Input, InputFile, fail
+from alpharec.data.formats import Columns, columns_of
+from alpharec.data.tables import NUM_EXAMPLES, Wanted, column_hint, quoted, read_columns, refuse
+from alpharec.data.titles import fill_template, template_columns
 
 
 @dataclass(frozen=True)
 class Catalog:
-    """Items as read: a table of item_id, title (may be null), and where they stood for messages: file, row."""
+    """Items as read: a table of item_id, title (may be null), the columns to keep, and where they stood: file, row.
 
-    file: InputFile
+    ``without_id``: rows left out because they have no id.
+    """
+
+    files: tuple[InputFile, ...]
     table: pl.DataFrame
+    without_id: int = 0
 
 
 @dataclass(frozen=True)
 class Interactions:
-    """Interactions as read: users in index order, and a table of user_id, item_id, [time, rating, split], file, row."""
+    """Interactions as read: users in index order, and a table of user_id, item_id, [time, rating, split], file, row.
+
+    ``without_id``: rows left out because they have no user or no item.
+    """
 
     files: tuple[InputFile, ...]
     users: pl.Series
     table: pl.DataFrame
+    without_id: int = 0
 
 
-def read_inputs(inputs: dict[str, InputFile], settings: DataSettings) -> tuple[Catalog, Interactions]:
+def read_inputs(inputs: Mapping[str, Input], settings: DataSettings) -> tuple[Catalog, Interactions]:
     """Read what ``open_inputs`` opened, in the format the settings name.
 
     Raises:
@@ -52,42 +54,66 @@ def read_inputs(inputs: dict[str, InputFile], settings: DataSettings) -> tuple[C
     catalog = read_catalog(inputs["items"], columns)
     if settings.format != "alpharec":
         return catalog, _read_interactions(inputs["interactions"], columns, with_rating=settings.min_rating is not None)
-    files = tuple(inputs[split] for split in SPLITS)
+    files = tuple(file for split in SPLITS for file in inputs[split].files)
     return _order_by_number(catalog), _read_user_lines(files, keep_split=settings.split == "given")
 
 
-def read_catalog(file: InputFile, columns: Columns) -> Catalog:
-    wanted = {"item": columns.item, "title": columns.title}
-    frame = read_columns(file, wanted)
-    kind = frame.schema["title"]
-    if kind != pl.String:
-        fail(file, f"column {columns.title} must hold text", kind, column_hint(file, "title"))
-    ids = id_column(file, frame, "item", wanted)
-    return Catalog(file, frame.select(item_id=ids, title="title", file="file", row="row"))
-
-
-def _read_interactions(file: InputFile, columns: Columns, *, with_rating: bool) -> Interactions:
-    wanted = {"user": columns.user, "item": columns.item, "time": columns.time, "split": columns.split}
-    wanted |= {"rating": columns.rating} if with_rating else {}
-    wanted = {name: column for name, column in wanted.items() if column}
-    frame = read_columns(file, wanted)
-    table = frame.select("file", "row").with_columns(
-        user_id=id_column(file, frame, "user", wanted), item_id=id_column(file, frame, "item", wanted)
+def read_catalog(table: Input, columns: Columns) -> Catalog:
+    """Read items: their ids, their titles or the text that ``data.text`` makes, and the columns to keep."""
+    settings = table.settings
+    wanted = {"item": Wanted(columns.item, "id"), "title": Wanted(columns.title, "text")}
+    if settings.text:
+        del wanted["title"]
+        parts = {f"text {column}": column for column in template_columns(settings.text)}
+        wanted |= {name: Wanted(column, "text", setting="--data.text TEXT") for name, column in parts.items()}
+    kept = {f"keep {column}": column for column in settings.keep_columns}
+    keep = "--data.keep-columns NAMES"
+    wanted |= {name: Wanted(column, "attribute", setting=keep) for name, column in kept.items()}
+    frame = read_columns(table, wanted)
+    if settings.text:
+        title = fill_template(settings.text, {column: frame[name] for name, column in parts.items()})
+        frame = frame.with_columns(title=title)
+    frame, without_id = _with_ids(table, frame, ("item",), wanted)
+    return Catalog(
+        table.files, frame.select(pl.col("item").alias("item_id"), "title", *kept, "file", "row"), without_id
     )
-    numbers = {name: number_column(file, frame, name, wanted) for name in ("time", "rating") if name in wanted}
-    table = table.with_columns(**numbers)
+
+
+def _read_interactions(table: Input, columns: Columns, *, with_rating: bool) -> Interactions:
+    wanted = {"user": Wanted(columns.user, "id"), "item": Wanted(columns.item, "id")}
+    wanted |= {"time": Wanted(columns.time, "time")} if columns.time else {}
+    wanted |= {"rating": Wanted(columns.rating, "number")} if with_rating else {}
+    wanted |= {"split": Wanted(columns.split, "text")} if columns.split else {}
+    frame, without_id = _with_ids(table, read_columns(table, wanted), ("user", "item"), wanted)
     if columns.split:
-        table = table.with_columns(split=_split_codes(file, frame, wanted))
-    return Interactions((file,), table["user_id"].unique(maintain_order=True), table)
+        frame = frame.with_columns(split=_split_codes(table.files, frame, wanted["split"].column))
+    frame = frame.rename({"user": "user_id", "item": "item_id"})
+    return Interactions(table.files, frame["user_id"].unique(maintain_order=True), frame, without_id)
 
 
-def _split_codes(file: InputFile, frame: pl.DataFrame, wanted: dict[str, str]) -> pl.Series:
+def _with_ids(
+    table: Input, frame: pl.DataFrame, names: Sequence[str], wanted: Mapping[str, Wanted]
+) -> tuple[pl.DataFrame, int]:
+    """Return the rows that have each id, and the number of those that lack one."""
+    for name in names:
+        bad = frame.filter(pl.col(name).is_null())
+        if not bad.is_empty() and table.settings.on_missing_id == "error":
+            column = wanted[name].column
+            then = f"pass --data.on-missing-id skip to leave them out, or {column_hint(table, name)}"
+            refuse(table.files, bad, f"rows have no {name} id in column {column}", pl.lit("null"), then)
+    whole = frame.drop_nulls(list(names))
+    if whole.is_empty():
+        fail(table, "no row has an id", f"{frame.height} rows", column_hint(table, names[0]))
+    return whole, frame.height - whole.height
+
+
+def _split_codes(files: Sequence[InputFile], frame: pl.DataFrame, column: str) -> pl.Series:
     codes_of = dict(zip(SPLITS, range(3), strict=True))
-    codes = frame["split"].cast(pl.String).replace_strict(codes_of, default=None, return_dtype=pl.Int8)
+    codes = frame["split"].replace_strict(codes_of, default=None, return_dtype=pl.Int8)
     bad = frame.filter(codes.is_null())
     if not bad.is_empty():
         then = f"write {', '.join(SPLITS)}, or pass --data.split-column NAME"
-        refuse((file,), bad, f"rows have an unknown split in column {wanted['split']}", quoted("split"), then)
+        refuse(files, bad, f"rows have an unknown split in column {column}", quoted("split"), then)
     return codes
 
 
@@ -97,10 +123,12 @@ def _order_by_number(catalog: Catalog) -> Catalog:
     bad = table.filter(pl.col("number").is_null())
     if not bad.is_empty():
         what = "item ids are not the whole numbers that train.txt uses"
-        refuse((catalog.file,), bad, what, quoted("item_id"), "pass --data.item-column NAME")
-    _check_contiguous((catalog.file,), table, "number", "item")
+        refuse(catalog.files, bad, what, quoted("item_id"), "pass --data.item-column NAME")
+    _check_contiguous(catalog.files, table, "number", "item")
     table = table.sort("number", maintain_order=True)
-    return Catalog(catalog.file, table.with_columns(item_id=pl.col("number").cast(pl.String)).drop("number"))
+    return dataclasses.replace(
+        catalog, table=table.with_columns(item_id=pl.col("number").cast(pl.String)).drop("number")
+    )
 
 
 def _check_contiguous(files: Sequence[InputFile], table: pl.DataFrame, column: str, what: str) -> None:
@@ -128,8 +156,9 @@ def _read_user_lines(files: tuple[InputFile, ...], *, keep_split: bool) -> Inter
 
 def _parse_user_lines(file: InputFile) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Return the lines (user, row) and the pairs (user, item, row) of ``user item item ...`` lines."""
-    decode(file)
-    codes = np.frombuffer(file.data, np.uint8)
+    data = file.data
+    encoding_of(file, data, DataSettings())
+    codes = np.frombuffer(data, np.uint8)
     space = np.isin(codes, np.frombuffer(b" \t\r\n", np.uint8))
     if space.all():
         fail(file, "is empty", "no line", "pass --data.path FOLDER with files that have lines")
@@ -137,11 +166,11 @@ def _parse_user_lines(file: InputFile) -> tuple[pl.DataFrame, pl.DataFrame]:
     bad = np.flatnonzero(~space & ((codes < ord("0")) | (codes > ord("9"))))
     if bad.size:
         line = int(line_of_byte[bad[0]])
-        text = io.BytesIO(file.data).readlines()[line].decode().strip()[:40]
+        text = io.BytesIO(data).readlines()[line].decode().strip()[:40]
         got = f"{text!r} at line {line + 1}"
         fail(file, "a line must be whole numbers: user item item ...", got, "correct it, or pass --data.format table")
     line = line_of_byte[np.flatnonzero(~space & np.concatenate([[True], space[:-1]]))]
-    number = np.fromstring(file.data.decode(), dtype=np.int64, sep=" ")
+    number = np.fromstring(data.decode(), dtype=np.int64, sep=" ")
     is_user = np.concatenate([[True], line[1:] != line[:-1]])
     user = number[is_user][np.cumsum(is_user) - 1]
     lines = pl.DataFrame({"user": user[is_user], "row": line[is_user]})

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import io
-import json
-
 import polars as pl
 import pyarrow as pa
 
 from alpharec.data.dataset import Dataset, Ints, Pairs
-from alpharec.data.formats import JSON_SUFFIXES, Columns, InputFile
+from alpharec.data.files import Input
+from alpharec.data.formats import Columns
 from alpharec.data.read import read_catalog
-from alpharec.data.tables import decode, fail, id_column, quoted, read_columns, refuse, strings
+from alpharec.data.tables import Wanted, quoted, read_columns, refuse, strings
 from alpharec.data.titles import normalize_titles
 
 
-def read_user_lists(file: InputFile, item_ids: pa.StringArray) -> tuple[pa.StringArray, Pairs]:
+def read_user_lists(file: Input, item_ids: pa.StringArray) -> tuple[pa.StringArray, Pairs]:
     """Read users given by their items: user ids, and pairs of a user's row and an index into ``item_ids``.
 
     Columns ``user_id`` and ``item_ids``: a list in Parquet and JSONL, ids separated by spaces in CSV. An item that a
@@ -24,49 +22,37 @@ def read_user_lists(file: InputFile, item_ids: pa.StringArray) -> tuple[pa.Strin
     Raises:
         CatalogError: a user comes twice, has no item or an unknown one, or what any input is refused for.
     """
-    wanted = {"user": "user_id", "items": "item_ids"}
-    frame = read_columns(file, wanted)
-    frame = frame.with_columns(user=id_column(file, frame, "user", wanted), items=_id_lists(file, frame["items"]))
+    frame = _read(file, {"user": Wanted("user_id", "id"), "items": Wanted("item_ids", "ids")})
     again = frame.filter(pl.col("user").is_duplicated())
     if not again.is_empty():
-        refuse((file,), again, "rows share a user", pl.format("user {}", "user"), "give each user one row")
+        refuse(file.files, again, "rows share a user", pl.format("user {}", "user"), "give each user one row")
     empty = frame.filter(pl.col("items").list.len().fill_null(0) == 0)
     if not empty.is_empty():
         then = "give them a known item each, or remove their rows"
-        refuse((file,), empty, "users have no item", pl.format("user {}", "user"), then)
+        refuse(file.files, empty, "users have no item", pl.format("user {}", "user"), then)
     known = pl.DataFrame({"items": pl.Series(values=item_ids, dtype=pl.String)}).with_row_index("item")
-    pairs = frame.explode("items").join(known, on="items", how="left", maintain_order="left")
+    pairs = frame.with_row_index("place").explode("items").join(known, on="items", how="left", maintain_order="left")
     unknown = pairs.filter(pl.col("item").is_null())
     if not unknown.is_empty():
         values = pl.format("{} of user {}", quoted("items"), "user")
         then = "remove them, or add their titles by --recommend.new-items FILE"
-        refuse((file,), unknown, "given items are neither in the bundle nor new items", values, then)
-    pairs = pairs.select(pl.col("row", "item").cast(pl.Int64)).unique().sort("row", "item")
-    return strings(frame["user"]), Pairs(pairs["row"].to_numpy(writable=True), pairs["item"].to_numpy(writable=True))
+        refuse(file.files, unknown, "given items are neither in the bundle nor new items", values, then)
+    pairs = pairs.select(pl.col("place", "item").cast(pl.Int64)).unique().sort("place", "item")
+    return strings(frame["user"]), Pairs(pairs["place"].to_numpy(writable=True), pairs["item"].to_numpy(writable=True))
 
 
-def _id_lists(file: InputFile, lists: pl.Series) -> pl.Series:
-    if file.suffix == ".csv":
-        return lists.str.extract_all(r"\S+")
-    if file.suffix in JSON_SUFFIXES:
-        # Not from the column of texts: there Polars leaves a backslash inside a list unescaped.
-        lines = (line for line in io.StringIO(decode(file)) if line.strip())
-        values = [_json_ids(file, json.loads(line).get("item_ids"), row) for row, line in enumerate(lines)]
-        return pl.Series(values, dtype=pl.List(pl.String))
-    inner = getattr(lists.dtype, "inner", None)
-    if inner is None or not (inner.is_integer() or inner == pl.String):
-        fail(file, "column item_ids must hold lists of ids", lists.dtype, "write a list of texts for each user")
-    return lists.cast(pl.List(pl.String))
+def _read(file: Input, wanted: dict[str, Wanted]) -> pl.DataFrame:
+    """Read columns and refuse rows that lack an id."""
+    frame = read_columns(file, wanted)
+    for name, each in wanted.items():
+        bad = frame.filter(pl.col(name).is_null())
+        if each.kind == "id" and not bad.is_empty():
+            then = "give those rows an id, or remove them"
+            refuse(file.files, bad, f"rows have no {name} id in column {each.column}", pl.lit("null"), then)
+    return frame
 
 
-def _json_ids(file: InputFile, value: object, row: int) -> list[str | None]:
-    if not isinstance(value, list | None):
-        got = f"{value!r} at {file.place(row)}"
-        fail(file, "item_ids must be a list of ids", got, 'write it so: "item_ids": ["A", "B"]')
-    return [None if item is None else str(item) for item in value or []]
-
-
-def read_new_items(file: InputFile, item_ids: pa.StringArray) -> tuple[pa.StringArray, pa.StringArray]:
+def read_new_items(file: Input, item_ids: pa.StringArray) -> tuple[pa.StringArray, pa.StringArray]:
     """Read items to add to those of ``item_ids``, columns ``item_id`` and ``title``: their ids and normalised titles.
 
     Raises:
@@ -82,11 +68,11 @@ def read_new_items(file: InputFile, item_ids: pa.StringArray) -> tuple[pa.String
     ):
         refused = table.filter(bad)
         if not refused.is_empty():
-            refuse((file,), refused, what, pl.format("{} with title {}", "item_id", quoted("raw")), then)
+            refuse(file.files, refused, what, pl.format("{} with title {}", "item_id", quoted("raw")), then)
     return strings(table["item_id"]), strings(table["title"])
 
 
-def read_intentions(file: InputFile, user_ids: pa.StringArray) -> tuple[Ints, pa.StringArray]:
+def read_intentions(file: Input, user_ids: pa.StringArray) -> tuple[Ints, pa.StringArray]:
     """Read what users say they want, columns ``user_id`` and ``query``: rows of ``user_ids``, and normalised texts.
 
     Raises:
@@ -95,11 +81,11 @@ def read_intentions(file: InputFile, user_ids: pa.StringArray) -> tuple[Ints, pa
     table = _read_statements(file, {"user": "user_id", "query": "query"}, user_ids)
     again = table.filter(pl.col("user").is_duplicated())
     if not again.is_empty():
-        refuse((file,), again, "rows share a user", pl.format("user {}", "user"), "give each user one row")
+        refuse(file.files, again, "rows share a user", pl.format("user {}", "user"), "give each user one row")
     return table["user_row"].cast(pl.Int64).to_numpy(writable=True), strings(table["query"])
 
 
-def read_queries(file: InputFile, dataset: Dataset) -> pa.Table:
+def read_queries(file: Input, dataset: Dataset) -> pa.Table:
     """Read queries with their targets, columns ``user_id``, ``query``, ``item_id``: user and item by index, the split
     (valid or test) that holds the pair, and the normalised query; sorted by split and user.
 
@@ -131,14 +117,14 @@ def read_queries(file: InputFile, dataset: Dataset) -> pa.Table:
     ):
         refused = table.filter(bad)
         if not refused.is_empty():
-            refuse((file,), refused, what, pl.format("item {} of user {}", "item", "user"), then)
+            refuse(file.files, refused, what, pl.format("item {} of user {}", "item", "user"), then)
     found = table.select(pl.col("user_row", "item_row").cast(pl.Int64), "split", "query").sort("split", "user_row")
     columns: list[pa.Array] = [pa.array(found[name].to_numpy()) for name in ("user_row", "item_row")]
     return pa.table([*columns, strings(found["split"]), strings(found["query"])], ["user", "item", "split", "query"])
 
 
 def read_item_texts(
-    file: InputFile, item_ids: pa.StringArray, item_column: str, text_column: str
+    file: Input, item_ids: pa.StringArray, item_column: str, text_column: str
 ) -> tuple[Ints, pa.StringArray]:
     """Read a text for each item: rows of ``item_ids``, and normalised texts. Texts of other items, and empty ones, are
     left out.
@@ -146,20 +132,19 @@ def read_item_texts(
     Raises:
         CatalogError: an item comes twice, or what any input is refused for.
     """
-    frame = read_columns(file, wanted := {"item": item_column, "text": text_column})
-    frame = frame.with_columns(item=id_column(file, frame, "item", wanted), text=normalize_titles(frame["text"]))
+    frame = _read(file, {"item": Wanted(item_column, "id"), "text": Wanted(text_column, "text")})
+    frame = frame.with_columns(text=normalize_titles(frame["text"]))
     again = frame.filter(pl.col("item").is_duplicated())
     if not again.is_empty():
-        refuse((file,), again, "rows share an item", pl.format("item {}", "item"), "leave one row per item")
+        refuse(file.files, again, "rows share an item", pl.format("item {}", "item"), "leave one row per item")
     known = frame.join(_numbered("item", item_ids), on="item").drop_nulls("text").sort("item_row")
     return known["item_row"].cast(pl.Int64).to_numpy(writable=True), strings(known["text"])
 
 
-def _read_statements(file: InputFile, wanted: dict[str, str], user_ids: pa.StringArray) -> pl.DataFrame:
+def _read_statements(file: Input, wanted: dict[str, str], user_ids: pa.StringArray) -> pl.DataFrame:
     """Read rows with a user and a query; ``user_row`` is the user's place in ``user_ids``."""
-    frame = read_columns(file, wanted)
-    ids = {name: id_column(file, frame, name, wanted) for name in wanted if name != "query"}
-    frame = frame.with_columns(**ids, query=normalize_titles(frame["query"]))
+    frame = _read(file, {name: Wanted(column, "text" if name == "query" else "id") for name, column in wanted.items()})
+    frame = frame.with_columns(query=normalize_titles(frame["query"]))
     frame = frame.join(_numbered("user", user_ids), on="user", how="left", maintain_order="left")
     for bad, what, then in (
         (pl.col("query").is_null(), "queries are empty", "write what the user wants, or remove their rows"),
@@ -167,7 +152,7 @@ def _read_statements(file: InputFile, wanted: dict[str, str], user_ids: pa.Strin
     ):
         refused = frame.filter(bad)
         if not refused.is_empty():
-            refuse((file,), refused, what, pl.format("user {}", "user"), then)
+            refuse(file.files, refused, what, pl.format("user {}", "user"), then)
     return frame
 
 

@@ -10,9 +10,8 @@ import polars as pl
 
 from alpharec.config import DataSettings
 from alpharec.data.dataset import SPLITS, Ints
-from alpharec.data.formats import InputFile
+from alpharec.data.files import InputFile, fail
 from alpharec.data.report import Counts
-from alpharec.data.tables import fail
 
 Split = Literal["given", "ratio-random", "ratio-time", "leave-last-out", "global-time"]
 

@@ -1,22 +1,26 @@
-"""The text of a title, and the policies for items."""
+"""The text of an item: normalised, and made of several columns where a template says so."""
 
 from __future__ import annotations
 
 import html
+import re
+import string
 import unicodedata
 
 import polars as pl
 
-from alpharec.config import DataSettings
-from alpharec.data.formats import InputFile
-from alpharec.data.read import Catalog
-from alpharec.data.report import Counts
-from alpharec.data.tables import quoted, refuse
+# An entity with its semicolon; html.unescape alone also takes Guitar&amplifier for Guitar&lifier.
+ENTITY = re.compile(r"&(?:#\d+|#[xX][0-9a-fA-F]+|[A-Za-z][A-Za-z0-9]*);")
 
 
 def normalize_title(title: str) -> str:
-    """Return the title as it is embedded: HTML entities resolved, Unicode NFC, white space collapsed and stripped."""
-    return " ".join(unicodedata.normalize("NFC", html.unescape(title)).split())
+    """Return the title as it is embedded: HTML entities resolved, Unicode NFC, white space collapsed and stripped.
+
+    Entities are resolved until none is left: some shops' titles were escaped twice.
+    """
+    while (resolved := ENTITY.sub(lambda entity: html.unescape(entity[0]), title)) != title:
+        title = resolved
+    return " ".join(unicodedata.normalize("NFC", title).split())
 
 
 def normalize_titles(titles: pl.Series) -> pl.Series:
@@ -28,32 +32,26 @@ def normalize_titles(titles: pl.Series) -> pl.Series:
     return result.set(result == "", None)
 
 
-def clean_catalog(catalog: Catalog, settings: DataSettings) -> tuple[pl.DataFrame, pl.Series, Counts]:
-    """Return items (item_id, title), the ids left out for their empty title, and counts."""
-    table = catalog.table.with_columns(raw="title").with_columns(title=normalize_titles(catalog.table["title"]))
-    unique, counts = _unique_items(catalog.file, table, settings)
-    empty = unique.filter(pl.col("title").is_null())
-    counts["empty_titles"] = empty.height
-    if settings.on_empty_title == "error" and not empty.is_empty():
-        values = pl.format("{} for {}", quoted("raw"), "item_id")
-        then = "pass --data.on-empty-title skip to leave them out, or id to use the item id as the title"
-        refuse((catalog.file,), empty, "items have an empty title", values, then)
-    if settings.on_empty_title == "id":
-        return unique.select("item_id", pl.col("title").fill_null(pl.col("item_id"))), empty["item_id"].clear(), counts
-    return unique.filter(pl.col("title").is_not_null()).select("item_id", "title"), empty["item_id"], counts
+def template_columns(template: str) -> list[str]:
+    """Return the columns that a template such as ``"{title} by {brand}"`` names, in order."""
+    return [column for _, column, _, _ in string.Formatter().parse(template) if column]
 
 
-def _unique_items(file: InputFile, table: pl.DataFrame, settings: DataSettings) -> tuple[pl.DataFrame, Counts]:
-    again = table.filter(pl.col("item_id").is_duplicated())
-    if again.is_empty():
-        return table, {"repeated_items": 0, "repeated_items_with_another_title": 0}
-    differing = again.filter(pl.col("title").n_unique().over("item_id") > 1).sort("item_id", "row")
-    # The 2018 metadata are known to hold items twice, scraped at different times.
-    if not differing.is_empty() and settings.format != "amazon-2018":
-        values = pl.format("{} with title {}", "item_id", quoted("title"))
-        refuse((file,), differing, "rows share an item id but not the title", values, "leave one row per item")
-    unique = table.unique("item_id", keep="first", maintain_order=True)
-    return unique, {
-        "repeated_items": table.height - unique.height,
-        "repeated_items_with_another_title": differing["item_id"].n_unique(),
-    }
+def fill_template(template: str, columns: dict[str, pl.Series]) -> pl.Series:
+    """Return the text of each item; a missing value takes the words before it along, null where all are missing.
+
+    With ``"{title} by {brand}. {category}"`` an item without a brand is ``"Lamp. Lights"``, one without a title is
+    ``"Acme. Lights"``. Words that end in a colon name the value behind them and stay with it:
+    ``"{title}, size: {size}"`` without a title is ``"size: 9"``.
+    """
+    text, after = pl.lit(""), ""
+    for place, (before, column, _, _) in enumerate(string.Formatter().parse(template)):
+        if not column:
+            after = before
+            continue
+        label = re.sub(r"^\W+", "", before) if before.rstrip().endswith(":") else ""
+        first = before if place == 0 else label
+        joined = pl.when(text == "").then(pl.lit(first)).otherwise(text + before) + pl.col(column)
+        text = pl.when(pl.col(column).is_null()).then(text).otherwise(joined)
+    frame = pl.DataFrame([normalize_titles(values).alias(name) for name, values in columns.items()])
+    return frame.select(pl.when(text != "").then(text + after).alias("title")).to_series()

@@ -6,6 +6,7 @@ sorted by path, with ``key=value`` folders as columns of text.
 
 from __future__ import annotations
 
+import glob
 import gzip
 import hashlib
 import io
@@ -180,7 +181,7 @@ def _find(name: str, role: Role, settings: DataSettings, setting: str) -> list[I
     address = address_of(settings, name)
     try:
         fs, path = fsspec.core.url_to_fs(address)
-        found = _paths(fs, path, address)
+        found = _paths(fs, path, name)
     except (OSError, ValueError, ImportError) as error:
         _unreadable(role, address, error, setting)
     if not found and "," in name:
@@ -198,8 +199,9 @@ def _find(name: str, role: Role, settings: DataSettings, setting: str) -> list[I
     return files
 
 
-def _paths(fs: Any, path: str, address: str) -> list[str]:
+def _paths(fs: Any, path: str, name: str) -> list[str]:
     """Return the paths of files that a name stands for; a name that is there is taken to the letter, before globs."""
+    pattern = glob.escape(path.removesuffix(name)) + name if path.endswith(name) else path  # not of signs in data.path
     try:
         if fs.isfile(path):
             return [path]
@@ -207,9 +209,9 @@ def _paths(fs: Any, path: str, address: str) -> list[str]:
         parts = fs.find(path) if fs.isdir(path) else []
     except NotImplementedError:
         parts = []
-    if not parts and any(sign in address for sign in GLOB):
+    if not parts and any(sign in name for sign in GLOB):
         matched: list[str] = []
-        for each in sorted(fs.glob(path)):
+        for each in sorted(fs.glob(pattern)):
             matched += [each] if fs.isfile(each) else [part for part in fs.find(each) if _is_part(part, each)]
         return matched
     return sorted(part for part in parts if _is_part(part, path))

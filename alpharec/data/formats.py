@@ -55,7 +55,9 @@ def open_inputs(settings: DataSettings) -> dict[str, Input]:
 
 
 def open_table(
-    names: str, setting: Literal["users", "new_items", "intentions", "queries", "texts"], settings: DataSettings
+    names: str,
+    setting: Literal["users", "new_items", "intentions", "queries", "texts"],
+    settings: DataSettings = DataSettings(),
 ) -> Input:
     """Find the files that a setting such as ``recommend.users`` or ``intention.queries`` names.
 

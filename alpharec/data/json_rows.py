@@ -19,6 +19,7 @@ from alpharec.data.files import InputFile, fail
 
 PIECE = 1 << 24  # bytes decoded at a time
 ARRAY = re.compile(rb"\s*\[")
+NOT_BLANK = re.compile(rb"\S[^\n]*")  # what is left of a line
 Row = Any  # a Struct with a field for each wanted key
 
 
@@ -63,9 +64,13 @@ def _batches(file: InputFile, data: bytes, rows: type[Row], keys: Sequence[str])
     decoder = msgspec.json.Decoder(rows)
     for piece, line in _pieces(data):
         try:
-            yield decoder.decode_lines(piece)
+            batch = decoder.decode_lines(piece)
         except msgspec.MsgspecError:
-            yield list(_one_by_one(file, piece, line, decoder, rows, keys))
+            batch = []
+        # decode_lines also takes two objects in a line, and one over several lines.
+        if len(batch) != sum(1 for _ in NOT_BLANK.finditer(piece)):
+            batch = list(_one_by_one(file, piece, line, decoder, rows, keys))
+        yield batch
 
 
 def _pieces(data: bytes) -> Iterator[tuple[bytes, int]]:

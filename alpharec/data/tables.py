@@ -113,7 +113,7 @@ def read_columns(table: Input, wanted: dict[str, Wanted]) -> pl.DataFrame:
         units[number] = found
     if not any(frame.height for frame in frames):
         fail(table, "is empty", "no rows", f"pass {FILE_SETTINGS[table.role]} with a file that has some")
-    frames = _in_one_unit(table, frames, units)
+    frames = _in_one_unit(table, frames, units, wanted)
     try:
         whole = pl.concat(frames, how="vertical_relaxed") if len(frames) > 1 else frames[0]
     except pl.exceptions.PolarsError:  # numbers in one file, text in another
@@ -313,13 +313,15 @@ def _read_dat(file: InputFile, wanted: dict[str, Wanted]) -> dict[str, Column]:
 # ---------------------------------------------------------------- units of time
 
 
-def _in_one_unit(table: Input, frames: list[pl.DataFrame], units: dict[int, dict[str, str]]) -> list[pl.DataFrame]:
+def _in_one_unit(
+    table: Input, frames: list[pl.DataFrame], units: dict[int, dict[str, str]], wanted: dict[str, Wanted]
+) -> list[pl.DataFrame]:
     """Bring the times of several files into one unit."""
     for name in {name for found in units.values() for name in found}:
         kinds = {found.get(name, "") for found in units.values()}
         if "" in kinds and len(kinds) > 1:
             number = next(number for number, found in units.items() if not found.get(name))
-            what = f"column {name} holds numbers, and dates in another file"
+            what = f"column {wanted[name].column} holds numbers, and dates in another file"
             fail(table.files[number], what, table.address, "write dates in all files, or numbers in all")
         if kinds == {"us", "ns"}:
             frames = [

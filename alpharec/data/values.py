@@ -165,12 +165,17 @@ def _each(column: list[Any], read: Callable[[Any], str | None], what: str, then:
     try:
         return pl.Series(values=column, dtype=pl.String)
     except UnicodeEncodeError:
-        return pl.Series(values=[value and _whole_characters(value, what) for value in column], dtype=pl.String)
+        halves = [row for row, value in enumerate(column) if value and _has_half_a_pair(value)]
+        what, then = "values hold half a character (a surrogate without its other)", "mend or remove those rows"
+        raise BadValues(halves, [_shown(column[row]) for row in halves], what, then) from None
 
 
-def _whole_characters(text: str, what: str) -> str:
-    """Replace half a surrogate pair, which a title that was cut may end in, by U+FFFD."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+def _has_half_a_pair(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def _id_text(value: Any) -> str | None:
@@ -312,7 +317,7 @@ def _of_iso_text(values: pl.Series) -> tuple[pl.Series, str]:
         shown = [repr(value) for value in values.gather(rows).to_list()]
         raise BadValues(rows, shown, "times have no zone, while others have one", "write all with a zone, or none")
     nanos = parts["nanos"]
-    if (nanos % 1000).any():
+    if (nanos % 1000 != 0).any():
         return seconds * 10**9 + nanos, "ns"
     return seconds * 10**6 + nanos // 1000, "us"
 

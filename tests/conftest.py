@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import hypothesis
 import numpy as np
 import pytest
 
@@ -23,6 +24,10 @@ os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
 os.environ |= {"RAY_LOG_MONITOR_MANY_FILES_THRESHOLD": "0", "REPORTER_UPDATE_INTERVAL_MS": "60000"}
 # ranx, an oracle on tiny data, would compile for a minute.
 os.environ["NUMBA_DISABLE_JIT"] = "1"
+
+# The same examples every time, and no time limit: a loaded machine fails no test.
+hypothesis.settings.register_profile("tests", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("tests")
 
 BUCKET = "alpharec-tests"
 S3_SECRET = "kept-out-of-every-record"

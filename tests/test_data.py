@@ -27,7 +27,7 @@ from alpharec.data.prepare import find_prepared, prepare
 from alpharec.data.read import read_inputs
 from alpharec.data.report import format_report
 from alpharec.data.splits import split_interactions, split_sizes
-from alpharec.data.titles import normalize_title, normalize_titles
+from alpharec.data.titles import fill_template, normalize_title, normalize_titles
 
 REAL = Path(__file__).parents[2] / "shared" / "data"
 CONFIGS = Path(__file__).parents[1] / "jobs" / "configs"
@@ -277,6 +277,84 @@ def test_the_column_route_equals_the_single_title_route(titles: list[str | None]
     assert normalize_titles(pl.Series(titles, dtype=pl.String)).to_list() == expected
 
 
+@pytest.mark.parametrize(
+    ("raw", "clean"),
+    [
+        ("Guitar&amplifier", "Guitar&amplifier"),
+        ("Orcs &amp;amp; Humans", "Orcs & Humans"),
+        ("AT&T &copy 2019", "AT&T &copy 2019"),
+        ("5 &#8364; &#x20AC;", "5 \u20ac \u20ac"),
+        ("&nosuch;", "&nosuch;"),
+    ],
+)
+def test_only_whole_entities_are_resolved_and_all_of_them(raw: str, clean: str) -> None:
+    assert normalize_title(raw) == clean
+
+
+PARTS = {
+    "title": ["Lamp", "Lamp", None, "Lamp", None, None],
+    "brand": ["Acme", None, "Acme", None, None, " "],
+    "category": ["Lights", "Lights", "Lights", None, None, "Lights"],
+}
+
+
+@pytest.mark.parametrize(
+    ("template", "texts"),
+    [
+        (
+            "{title} by {brand}. {category}",
+            ["Lamp by Acme. Lights", "Lamp. Lights", "Acme. Lights", "Lamp", None, "Lights"],
+        ),
+        (
+            "Item: {title}, brand: {brand} ({category})",
+            [
+                "Item: Lamp, brand: Acme (Lights)",
+                "Item: Lamp (Lights)",
+                "brand: Acme (Lights)",
+                "Item: Lamp",
+                None,
+                "(Lights)",
+            ],
+        ),
+        ("{brand}", ["Acme", None, "Acme", None, None, None]),
+    ],
+)
+def test_a_template_leaves_out_missing_parts(template: str, texts: list[str | None]) -> None:
+    columns = {name: pl.Series(values=values, dtype=pl.String) for name, values in PARTS.items()}
+    assert fill_template(template, columns).to_list() == texts
+
+
+def test_text_of_several_columns_is_the_items_text(tmp_path: Path) -> None:
+    items = "item_id,title,brand\nA,Alpha,Acme\nB,Beta,\nC,Gamma,X&amp;Y\nD,,\n"
+    write(tmp_path, items_csv=items, interactions_csv=GIVEN)
+    dataset, _ = given_split(tmp_path, text="{title} by {brand}", on_empty_title="skip")
+    assert dataset.titles.to_pylist() == ["Alpha by Acme", "Beta", "Gamma by X&Y"]
+    refused(tmp_path, "'colour' (got item_id, title, brand); pass --data.text TEXT", text="{title} {colour}")
+    store = Store(str(tmp_path / "store"))
+    settings = {"split": "given", "split_column": "split", "on_empty_title": "skip"}
+    plain, composed = (
+        prepare(store, settings_for(tmp_path, text=text, **settings)) for text in ("", "{title} by {brand}")
+    )
+    assert plain.version != composed.version
+
+
+@pytest.mark.parametrize("text", ["no column", "{}", "{title!r}", "{title:>5}", "{title"])
+def test_a_template_that_names_no_column_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="text"):
+        DataSettings(text=text)
+
+
+def test_columns_are_kept_in_the_order_of_the_items(tmp_path: Path) -> None:
+    items = "item_id,title,price,shelf\nA,Alpha,9.5,x\nB,Beta,,y\nE,,1,z\nC,Gamma,3,\nD,Delta,4,x\n"
+    write(tmp_path, items_csv=items, interactions_csv=GIVEN)
+    settings = {"split": "given", "split_column": "split", "on_empty_title": "skip"}
+    artifact = prepare(Store(str(tmp_path / "s")), settings_for(tmp_path, keep_columns=("price", "shelf"), **settings))
+    table = artifact.read_table("attributes.parquet")
+    assert table["item_id"].to_pylist() == load_dataset(artifact).item_ids.to_pylist() == ["A", "B", "C", "D"]
+    assert table["shelf"].to_pylist() == ["x", "y", None, "x"]
+    assert table["price"].to_pylist() == ["9.5", None, "3", "4"]
+
+
 # ---------------------------------------------------------------- policies and filters
 
 EMPTY = "item_id,title\nA,Alpha\nB,\nC,Gamma\nD,&nbsp;\n"
@@ -296,6 +374,36 @@ def test_empty_title_id_keeps_everything(tmp_path: Path) -> None:
     assert dataset.titles.to_pylist() == ["Alpha", "B", "Gamma", "D"]
     assert sum(report["interactions"].values()) == 8
     assert report["items_without_title"] == 2
+
+
+def test_rows_without_an_id_stop_or_are_left_out(tmp_path: Path) -> None:
+    write(tmp_path, items_csv=ITEMS + ",No id\n", interactions_csv=GIVEN + ",A,train\nu9,,train\n")
+    refused(tmp_path, "1 rows have no item id in column item_id (got null at line 6); pass --data.on-missing-id skip")
+    dataset, report = given_split(tmp_path, on_missing_id="skip")
+    assert report["left_out"]["items_without_id"] == 1
+    assert report["left_out"]["interactions_without_id"] == 2
+    assert dataset.user_ids.to_pylist() == ["u1", "u3", "u2"]
+    write(tmp_path, interactions_csv="user_id,item_id\n,A\n")
+    refused(tmp_path, "no row has an id (got 1 rows); pass --data.user-column NAME", on_missing_id="skip")
+
+
+@pytest.mark.parametrize(("choice", "title"), [("first", "Other"), ("most-frequent", "Alpha")])
+def test_one_of_several_titles_is_chosen(tmp_path: Path, choice: str, title: str) -> None:
+    items = "item_id,title\nA,\nA,Other\nB,Beta\nA,Alpha\nC,Gamma\nA, Alpha\nD,Delta\n"
+    write(tmp_path, items_csv=items, interactions_csv=GIVEN)
+    shown = "(got A with title 'Other' at line 3, A with title 'Alpha' at line 5); pass --data.on-different-title"
+    refused(tmp_path, "2 rows share an item id but not the title", shown)
+    dataset, report = given_split(tmp_path, on_different_title=choice)
+    assert dataset.titles.to_pylist() == [title, "Beta", "Gamma", "Delta"]
+    assert report["left_out"]["repeated_items"] == 3
+    assert report["left_out"]["repeated_items_with_another_title"] == 1
+
+
+def test_a_row_without_a_title_takes_that_of_its_items_other_rows(tmp_path: Path) -> None:
+    write(tmp_path, items_csv="item_id,title\nA,\nB,Beta\nA,Alpha\nC,Gamma\n", interactions_csv=GIVEN)
+    dataset, report = given_split(tmp_path)
+    assert dataset.titles.to_pylist() == ["Alpha", "Beta", "Gamma"]
+    assert report["items_without_title"] == 0
 
 
 def test_unknown_item_skip_is_counted_and_shifts_no_user(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from alpharec.config import DataSettings
+from alpharec.data import delimited
 from alpharec.data.dataset import CatalogError
 from alpharec.data.files import Role, open_input
 from alpharec.data.tables import Wanted, place, read_columns
@@ -168,14 +169,30 @@ def test_any_text_is_read_as_a_strict_reader_does_or_refused(
             read(path, both, **dialect)
 
 
+@given(st.lists(st.tuples(FIELD, FIELD), min_size=1, max_size=30), st.booleans())
+def test_pieces_of_a_file_join_without_a_seam(
+    tmp_path_factory: pytest.TempPathFactory, values: list[tuple[str, str]], lf: bool
+) -> None:
+    """Files are checked and split some bytes at a time; here 16 at a time."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n" if lf else "\r\n")
+    writer.writerows([("item_id", "title"), *values])
+    path = tmp_path_factory.getbasetemp() / "pieces.csv"
+    path.write_bytes(text.getvalue().encode())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(delimited, "PIECE", 16)
+        patch.setattr(delimited, "RECORDS", 2)
+        frame = read(path, {"item": Wanted("item_id", "text"), "title": Wanted("title", "text")})
+    assert rows(frame) == [(item or None, title or None) for item, title in values]
+
+
 def test_lines_are_found_in_any_dialect(tmp_path: Path) -> None:
     path = table(tmp_path, "t.csv", 'item_id;title\r\n\r\nA;"two\r\nlines"\r\n;x\r\n')
     frame = read(path)
     empty = frame.filter(pl.col("item").is_null())
-    file = open_input(str(path), "catalog", DataSettings()).files[0]
-    read_columns(found := open_input(str(path), "catalog", DataSettings()), ITEM)
-    assert place(found.files[0], empty["row"][0]) == "line 5"
-    assert file.dialect is None  # not read
+    opened = open_input(str(path), "catalog", DataSettings())
+    read_columns(opened, ITEM)
+    assert place(opened.files[0], empty["row"][0]) == "line 5"
 
 
 # ---------------------------------------------------------------- dialects

@@ -95,7 +95,7 @@ def _unique_items(catalog: Catalog, table: pl.DataFrame, settings: DataSettings)
     if choice == "error" and not differing.is_empty():
         values = pl.format("{} with title {}", "item_id", quoted("title"))
         then = "pass --data.on-different-title first or most-frequent, or leave one row per item"
-        shown = differing.unique(["item_id", "title"], keep="first", maintain_order=True)
+        shown = differing.drop_nulls("title").unique(["item_id", "title"], keep="first", maintain_order=True)
         refuse(catalog.files, shown, "rows share an item id but not the title", values, then)
     if choice == "most-frequent":
         counted = differing.drop_nulls("title").group_by("item_id", "title", maintain_order=True).len()

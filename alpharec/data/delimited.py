@@ -1,6 +1,6 @@
 """Delimited text (CSV, TSV, RecBole's atomic files): which dialect a file is written in, and its columns as text.
 
-A file that holds no quote or escape character is split by pyarrow, on all cores. Any other is read by Python's own
+A regular file, whose records have one reading, is split by pyarrow, on all cores. Any other is read by Python's own
 ``csv`` in strict mode: of the readers tried, it is the one that never drops, joins or trims a field without a word
 (docs/data.md has the comparison). Both see every field of every record, whichever columns are wanted.
 """
@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.csv
@@ -29,6 +30,7 @@ SEPARATORS = (",", ";", "\t", "|")
 NAMES = {"\t": "a tab"}
 RECORDS = 1 << 16  # read at a time
 PIECE = 1 << 24  # bytes checked at a time
+NEWLINE = ord("\n")
 TYPED_NAME = re.compile(r"([^:]+):(?:token|token_seq|float|float_seq)")  # RecBole's: item_id:token
 NOT_BLANK = re.compile(rb"[^\r\n]")
 BYTE_ORDER_MARKS = {
@@ -178,9 +180,7 @@ def read_delimited(
     Raises:
         CatalogError: a record has more or fewer fields than the others, or its quotes do not match.
     """
-    signs = [sign.encode() for sign in (dialect.quote, dialect.escape) if sign]
-    simple = dialect.encoding in ("utf-8", "utf-8-sig") and not any(sign in data for sign in signs)
-    if simple and data.count(b"\r") == data.count(b"\r\n"):
+    if dialect.encoding in ("utf-8", "utf-8-sig") and _is_regular(data, dialect):
         columns = _split_by_arrow(data, dialect, wanted)
         if columns is not None:
             return columns, dialect
@@ -193,8 +193,37 @@ def read_delimited(
         _refuse_damage(file, data, dialect, damage)
 
 
+def _is_regular(data: bytes, dialect: Dialect) -> bool:
+    """Say whether every line end ends a record, and each quote encloses a whole field or is one of a doubled pair.
+
+    Then a record has one reading. Quotes are counted: an odd one opens, an even one closes.
+    """
+    if data.count(b"\r") != data.count(b"\r\n") or (dialect.escape and dialect.escape.encode() in data):
+        return False
+    if not dialect.quote or dialect.quote.encode() not in data:
+        return True
+    if not (dialect.quote.isascii() and dialect.separator.isascii()):
+        return False
+    quote, around = ord(dialect.quote), np.frombuffer(f"{dialect.separator}\r\n".encode(), np.uint8)
+    start = len(codecs.BOM_UTF8) if data.startswith(codecs.BOM_UTF8) else 0
+    while start < len(data):
+        end = data.find(b"\n", start + PIECE)
+        piece = np.frombuffer(data, np.uint8, (len(data) if end < 0 else end + 1) - start, start)
+        start += len(piece)
+        quotes = np.flatnonzero(piece == quote)
+        opening, closing = quotes[::2], quotes[1::2]
+        if len(opening) != len(closing) or np.any(np.searchsorted(quotes, np.flatnonzero(piece == NEWLINE)) % 2):
+            return False
+        before = np.where(opening > 0, piece[opening - 1], NEWLINE)
+        after = np.where(closing + 1 < len(piece), piece[np.minimum(closing + 1, len(piece) - 1)], NEWLINE)
+        for beside in (before, after):
+            if not np.all(np.isin(beside, around) | (beside == quote)):
+                return False
+    return True
+
+
 def _split_by_arrow(data: bytes, dialect: Dialect, wanted: Sequence[str]) -> dict[str, pl.Series] | None:
-    """Split a file without quotes; None where a line has another number of fields, which ``csv`` will name."""
+    """Split a regular file; None where a line has another number of fields, which ``csv`` will name."""
     options = pa.csv.ConvertOptions(
         include_columns=[f"f{dialect.names.index(name)}" for name in wanted],
         column_types={f"f{place}": pa.string() for place in range(len(dialect.names))},
@@ -204,7 +233,7 @@ def _split_by_arrow(data: bytes, dialect: Dialect, wanted: Sequence[str]) -> dic
     reading = pa.csv.ReadOptions(
         skip_rows=0, block_size=PIECE, column_names=[f"f{place}" for place in range(len(dialect.names))]
     )
-    parsing = pa.csv.ParseOptions(delimiter=dialect.separator, quote_char=False, escape_char=False)
+    parsing = pa.csv.ParseOptions(delimiter=dialect.separator, quote_char=dialect.quote or False, escape_char=False)
     start = len(codecs.BOM_UTF8) if data.startswith(codecs.BOM_UTF8) else 0
     if dialect.has_header:
         first = NOT_BLANK.search(data, start)

@@ -1,7 +1,7 @@
 """JSON tables: one object a line, or one array of objects. Values keep their type; only wanted keys are kept.
 
-msgspec reads them; a line that it refuses is tried by Python's ``json``, which knows NaN, and as a Python literal,
-which the Amazon metadata of 2014 are.
+msgspec reads them; a line that it refuses is tried by Python's ``json``, which knows NaN. A file of Python literals,
+as the Amazon metadata of 2014, is read as such.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import ast
 import io
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -19,6 +19,7 @@ from alpharec.data.files import InputFile, fail
 
 PIECE = 1 << 24  # bytes decoded at a time
 ARRAY = re.compile(rb"\s*\[")
+LITERAL = re.compile(rb"\s*\{\s*u?'")
 NOT_BLANK = re.compile(rb"\S[^\n]*")  # what is left of a line
 Row = Any  # a Struct with a field for each wanted key
 
@@ -61,16 +62,21 @@ def _batches(file: InputFile, data: bytes, rows: type[Row], keys: Sequence[str])
         except msgspec.MsgspecError as error:
             fail(file, "not a JSON array of objects", error, "correct it, or write one JSON object a line")
         return
-    decoder = msgspec.json.Decoder(rows)
+    decoder, literals = msgspec.json.Decoder(rows), _holds_literals(data)
     for piece, line in _pieces(data):
         try:
-            batch = decoder.decode_lines(piece)
+            batch = [] if literals else decoder.decode_lines(piece)
         except msgspec.MsgspecError:
             batch = []
         # decode_lines also takes two objects in a line, and one over several lines.
         if len(batch) != sum(1 for _ in NOT_BLANK.finditer(piece)):
-            batch = list(_one_by_one(file, piece, line, decoder, rows, keys))
+            batch = list(_one_by_one(file, piece, line, rows, keys, ast.literal_eval if literals else json.loads))
         yield batch
+
+
+def _holds_literals(data: bytes) -> bool:
+    """Say whether the first row is a Python dictionary, whose keys are in single quotes."""
+    return LITERAL.match(data) is not None
 
 
 def _pieces(data: bytes) -> Iterator[tuple[bytes, int]]:
@@ -85,34 +91,31 @@ def _pieces(data: bytes) -> Iterator[tuple[bytes, int]]:
 
 
 def _one_by_one(
-    file: InputFile, piece: bytes, line: int, decoder: Any, rows: type[Row], keys: Sequence[str]
+    file: InputFile, piece: bytes, line: int, rows: type[Row], keys: Sequence[str], read: Callable[[str], Any]
 ) -> Iterator[Row]:
+    """Read lines that msgspec refuses: with NaN, with half a surrogate pair, or Python literals."""
     for number, text in enumerate(piece.split(b"\n"), line):
         if not text.strip():
             continue
-        try:
-            yield decoder.decode(text)
-        except msgspec.MsgspecError:
-            value = _decode(text)
-            if not isinstance(value, dict):
-                got = f"{text.decode(errors='replace').strip()[:40]!r} at line {number}"
-                fail(file, "not one JSON object a line", got, "correct or remove that line")
-            yield rows(**{f"f{place}": value[key] for place, key in enumerate(keys) if key in value})
+        value = _decode(text, read)
+        if not isinstance(value, dict):
+            got = f"{text.decode(errors='replace').strip()[:40]!r} at line {number}"
+            fail(file, "not one JSON object a line", got, "correct or remove that line")
+        yield rows(**{f"f{place}": value[key] for place, key in enumerate(keys) if key in value})
 
 
-def _decode(text: bytes) -> Any:
-    """Return what a line holds that is not quite JSON (NaN, half a surrogate pair, a Python literal); else None."""
-    for read in (json.loads, ast.literal_eval):
-        try:
-            return read(text.decode().strip())
-        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-            continue
-    return None
+def _decode(text: bytes, read: Callable[[str], Any]) -> Any:
+    """Return what a line holds, None where it cannot be read."""
+    try:
+        return read(text.decode().strip())
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return None
 
 
 def _first_keys(data: bytes) -> list[str]:
     first = next((line for line in io.BytesIO(data) if line.strip()), b"{}")
-    rows = json.loads(data)[:1] if ARRAY.match(data) else [_decode(first)]
+    read = ast.literal_eval if _holds_literals(data) else json.loads
+    rows = json.loads(data)[:1] if ARRAY.match(data) else [_decode(first, read)]
     return [key for row in rows if isinstance(row, dict) for key in row]
 
 

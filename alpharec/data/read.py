@@ -67,8 +67,8 @@ def read_catalog(table: Input, columns: Columns) -> Catalog:
         parts = {f"text {column}": column for column in template_columns(settings.text)}
         wanted |= {name: Wanted(column, "text", setting="--data.text TEXT") for name, column in parts.items()}
     kept = {f"keep {column}": column for column in settings.keep_columns}
-    keep = "--data.keep-columns NAMES"
-    wanted |= {name: Wanted(column, "attribute", setting=keep) for name, column in kept.items()}
+    keep, new = "--data.keep-columns NAMES", table.role == "new items"
+    wanted |= {name: Wanted(column, "attribute", optional=new, setting=keep) for name, column in kept.items()}
     frame = read_columns(table, wanted)
     if settings.text:
         title = fill_template(settings.text, {column: frame[name] for name, column in parts.items()})

@@ -12,6 +12,9 @@ import polars as pl
 # An entity with its semicolon; html.unescape alone also takes Guitar&amplifier for Guitar&lifier.
 ENTITY = re.compile(r"&(?:#\d+|#[xX][0-9a-fA-F]+|[A-Za-z][A-Za-z0-9]*);")
 
+# Between two parts: what closes the first, the words between, what opens the second.
+ENCLOSED = re.compile(r"""([)\]}»"']*)(.*?)([(\[{«"']*)""", re.DOTALL)
+
 
 def normalize_title(title: str) -> str:
     """Return the title as it is embedded: HTML entities resolved, Unicode NFC, white space collapsed and stripped.
@@ -38,20 +41,25 @@ def template_columns(template: str) -> list[str]:
 
 
 def fill_template(template: str, columns: dict[str, pl.Series]) -> pl.Series:
-    """Return the text of each item; a missing value takes the words before it along, null where all are missing.
+    """Return the text of each item; a missing part is left out with the words before it, null where all are missing.
 
-    With ``"{title} by {brand}. {category}"`` an item without a brand is ``"Lamp. Lights"``, one without a title is
-    ``"Acme. Lights"``. Words that end in a colon name the value behind them and stay with it:
-    ``"{title}, size: {size}"`` without a title is ``"size: 9"``.
+    ``"{title} by {brand} ({kind})"`` is ``"Lamp (Lights)"`` without a brand and ``"Acme (Lights)"`` without a title.
+    Brackets and quotes belong to the part inside. Words that end in a colon name the part behind them and stay with
+    it: ``"{title}, size: {size}"`` without a title is ``"size: 9"``.
     """
-    text, after = pl.lit(""), ""
-    for place, (before, column, _, _) in enumerate(string.Formatter().parse(template)):
-        if not column:
-            after = before
-            continue
-        label = re.sub(r"^\W+", "", before) if before.rstrip().endswith(":") else ""
-        first = before if place == 0 else label
-        joined = pl.when(text == "").then(pl.lit(first)).otherwise(text + before) + pl.col(column)
-        text = pl.when(pl.col(column).is_null()).then(text).otherwise(joined)
+    parts = [(before, column) for before, column, _, _ in string.Formatter().parse(template)]
+    ends = [*(before for before, _ in parts[1:]), *([""] if parts[-1][1] else [])]  # what follows each column
+    text, opening = pl.lit(""), parts[0][0]
+    joint = ""
+    for place, (_, column) in enumerate(part for part in parts if part[1]):
+        last = place + 1 == len(ends)
+        closing, between, opening_next = ENCLOSED.fullmatch(ends[place]).groups()  # type: ignore[union-attr]
+        if last:
+            closing = ends[place]
+        label = re.sub(r"^\W+", "", joint) if joint.rstrip().endswith(":") else ""
+        start = pl.when(text == "").then(pl.lit(label)).otherwise(text + joint)
+        filled = start + opening + pl.col(str(column)) + closing
+        text = pl.when(pl.col(str(column)).is_null()).then(text).otherwise(filled)
+        joint, opening = between, opening_next
     frame = pl.DataFrame([normalize_titles(values).alias(name) for name, values in columns.items()])
-    return frame.select(pl.when(text != "").then(text + after).alias("title")).to_series()
+    return frame.select(pl.when(text != "").then(text).alias("title")).to_series()

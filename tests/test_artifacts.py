@@ -572,6 +572,7 @@ def test_links_inside_the_root_and_a_root_behind_links_work(folder: Store, tmp_p
         store.move_latest("things", "shop", f"v-{root.replace('/', '-')}")
         assert pickle.loads(pickle.dumps(store)).latest("things", "shop").read_json("value.json") == root
         assert store.uri("things") == f"{tmp_path}/links/{root}/things", "the root as it was given"
+        assert store.folders("others") == ["shop"]
         put_link(store, "way", to=tmp_path)
         with pytest.raises(ArtifactError, match=rf"{root}/way: a symbolic link out of the storage root"):
             store.read("way", "x")

@@ -26,7 +26,7 @@ import traceback
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeGuard, cast
 
 import fsspec
 import pyarrow as pa
@@ -44,6 +44,7 @@ logger = logging.getLogger(__name__)
 
 ANY = "*"
 REFUSALS = ("PreconditionFailed", "ConditionalRequestConflict")
+CHANGED = "the manifest was changed by hand: delete this version and run again"
 FULL = (errno.ENOSPC, errno.EDQUOT)
 STORAGE_CLIENTS = ("botocore", "aiobotocore", "aiohttp")  # s3fs lets their errors through; none is an OSError
 
@@ -55,6 +56,17 @@ class ArtifactError(RuntimeError):
 def digest(value: Any) -> str:
     """Return the sha256 of a JSON-able value, independent of key order."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def is_name(part: object) -> TypeGuard[str]:
+    """Say whether this can name an object or a folder: joined to a folder, it leads to what lies in it."""
+    # s3fs ends a key where a version of the object is asked for.
+    return (
+        isinstance(part, str)
+        and part not in ("", ".", "..")
+        and part.isprintable()
+        and not any(mark in part for mark in ("/", "\\", "?versionId="))
+    )
 
 
 class Store:
@@ -74,8 +86,30 @@ class Store:
         return isinstance(self.fs, LocalFileSystem)
 
     def at(self, *parts: str) -> str:
-        """Return the path of an object inside the filesystem."""
-        return "/".join([self.path.rstrip("/"), *parts])
+        """Return the path of an object inside the filesystem; no other place makes one, so none leads out of the root.
+
+        Raises:
+            ArtifactError: a part is no name, or is a symbolic link that leads out of the root.
+        """
+        path: str = self.path.rstrip("/")
+        for part in parts:
+            if not is_name(part):
+                raise ArtifactError(
+                    f"{path}: a name could lead out of this folder (got {part!r}); choose one that is not empty, . or "
+                    ".., without /, \\ and control characters; if an object of the store has or gives it, delete that"
+                )
+            path = f"{path}/{part}"
+            if self.is_local and os.path.islink(path):
+                self._refuse_way_out(path)
+        return path
+
+    def _refuse_way_out(self, link: str) -> None:
+        end, root = os.path.realpath(link), os.path.realpath(self.path)  # the root may be a link itself
+        if os.path.commonpath([end, root]) != root:
+            raise ArtifactError(
+                f"{link}: a symbolic link out of the storage root (got {end}); remove it, or put what it leads to in "
+                "its place"
+            )
 
     def uri(self, *parts: str) -> str:
         """Return the full address of an object, as a person would pass it to another tool."""
@@ -179,21 +213,37 @@ class Store:
         return beside
 
     def find(self, kind: str, name: str, version: str) -> Artifact | None:
-        """Return a committed version, or None."""
-        if not self.exists(kind, name, version, MANIFEST):
+        """Return a committed version, or None.
+
+        Raises:
+            ArtifactError: its manifest is of another version.
+        """
+        place = (kind, name, version)
+        if not self.exists(*place, MANIFEST):
             return None
-        return Artifact(self, json.loads(self.read(kind, name, version, MANIFEST)))
+        manifest = json.loads(self.read(*place, MANIFEST))
+        told = tuple(manifest.get(part) for part in ("kind", "name", "version"))
+        if told != place:
+            raise ArtifactError(
+                f"{self.uri(*place, MANIFEST)}: is of another version (got {'/'.join(map(str, told))!r}, expected "
+                f"{'/'.join(place)}); {CHANGED}"
+            )
+        return Artifact(self, manifest)
 
     def latest(self, kind: str, name: str) -> Artifact:
         """Return the version that LATEST names.
 
         Raises:
-            ArtifactError: nothing was published under this name.
+            ArtifactError: nothing was published under this name, or what LATEST names is gone.
         """
         version = self._pointer(kind, name)
         found = self.find(kind, name, version) if version else None
         if found is None:
-            raise ArtifactError(f"{self.uri(kind, name)}: no published version (got LATEST = {version or 'none'})")
+            step = "delete LATEST, then run" if version else "run"
+            raise ArtifactError(
+                f"{self.uri(kind, name)}: no published version (got LATEST = {version or 'none'}); {step} the job that "
+                "writes one"
+            )
         return found
 
     def move_latest(self, kind: str, name: str, version: str, *, after: str | None = ANY) -> None:
@@ -214,7 +264,15 @@ class Store:
             self.swap(before.encode(), version.encode(), kind, name, LATEST)
 
     def _pointer(self, kind: str, name: str) -> str | None:
-        return self.read(kind, name, LATEST).decode() if self.exists(kind, name, LATEST) else None
+        if not self.exists(kind, name, LATEST):
+            return None
+        version = self.read(kind, name, LATEST).decode(errors="replace")
+        if not is_name(version):
+            raise ArtifactError(
+                f"{self.uri(kind, name, LATEST)}: does not name a version (got {version[:80]!r}); it was changed by "
+                "hand: write the name of one into it and nothing else, or delete it and run again"
+            )
+        return version
 
     def swap(self, before: bytes, after: bytes, *parts: str) -> None:
         """Replace an object's content by compare-and-swap; of several writers exactly one succeeds.
@@ -225,15 +283,15 @@ class Store:
         path = self.at(*parts)
         with self.asking(*parts):
             if self.is_local:
-                self._swap_local(path, before, after)
+                self._swap_local(path, self.at(*parts[:-1], f"{parts[-1]}.lock"), before, after)
             else:
                 self._swap_remote(path, before, after)
 
-    def _swap_local(self, path: str, before: bytes, after: bytes) -> None:
+    def _swap_local(self, path: str, lock: str, before: bytes, after: bytes) -> None:
         import fcntl
 
-        with open(f"{path}.lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with open(lock, "w") as held:
+            fcntl.flock(held, fcntl.LOCK_EX)
             self._expect(path, before, self.fs.cat_file(path))
             os.replace(self._write_beside(path, after), path)
 
@@ -462,7 +520,12 @@ class Draft:
         self.adopt(file, {"path": unique, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest(), **facts})
 
     def adopt(self, file: str, facts: dict[str, Any]) -> None:
-        """Add a file that is written already: into this version's folder, or the one ``facts["folder"]`` names."""
+        """Add a file that is written already: into this version's folder, or the one ``facts["folder"]`` names.
+
+        Raises:
+            ArtifactError: the facts name a file that lies elsewhere.
+        """
+        self.store.at(self.kind, self.name, facts.get("folder", self.version), facts["path"])
         self.files[file] = facts
 
     def preview(self) -> Artifact:
@@ -530,8 +593,18 @@ class Artifact:
         return cast(dict[str, dict[str, Any]], self.manifest["files"])
 
     def made_from(self, role: str) -> tuple[str, str, str]:
-        """Return kind, name and version of an input; the storage root may have moved since."""
-        kind, name, version = self.manifest["inputs"][role].rsplit("/", 3)[-3:]
+        """Return kind, name and version of an input; the storage root may have moved since.
+
+        Raises:
+            ArtifactError: the manifest names no version there.
+        """
+        given = str(self.manifest["inputs"][role])
+        place = given.rsplit("/", 3)[-3:]
+        if len(place) < 3 or not all(map(is_name, place)):
+            raise ArtifactError(
+                f"{self.uri}/{MANIFEST}: its {role} is no version of a store (got {given!r}); {CHANGED}"
+            )
+        kind, name, version = place
         return kind, name, version
 
     def is_made_from(self, role: str, made: Artifact) -> bool:
@@ -544,7 +617,11 @@ class Artifact:
 
     def _place(self, file: str) -> tuple[str, str, str, str]:
         facts = self._facts(file)
-        return self.kind, self.name, facts.get("folder", self.version), facts["path"]
+        folder, path = facts.get("folder", self.version), facts.get("path")
+        if not is_name(folder) or not is_name(path):
+            got = path if folder == self.version else f"{folder}/{path}"
+            raise ArtifactError(f"{self.uri}/{MANIFEST}: names a file outside its folder (got {got!r}); {CHANGED}")
+        return self.kind, self.name, folder, path
 
     def check(self, file: str) -> None:
         """Read a file, whatever its size, and compare it with its sha256.

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import string
 import sys
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     CliSettingsSource,
@@ -62,8 +63,22 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
 }
 
 
+# What becomes part of a path in the store must not lead out of it.
+NAME = r"[A-Za-z0-9_-][A-Za-z0-9._-]*"
+NAMED = "letters, digits, '.', '_' and '-', the first no '.'"
+
+
 class SettingsError(ValueError):
     """A setting is unknown, out of range, or contradicts another."""
+
+
+def _check_name(given: str) -> str:
+    if given and not re.fullmatch(NAME, given):
+        raise ValueError(f"must be a name of {NAMED}")
+    return given
+
+
+Name = Annotated[str, AfterValidator(_check_name)]
 
 
 class Section(BaseModel):
@@ -226,8 +241,8 @@ class DataSettings(Section):
                 f"(got {self.format} and {', '.join(self.domains) or 'none'}); a domain: [data.domains.NAME], path = …"
             )
         for name, given in self.domains.items():
-            if "/" in name or given.get("format") == "mix":
-                raise ValueError(f"data.domains.{name} must be a plain dataset, its name without a slash")
+            if not re.fullmatch(NAME, name) or given.get("format") == "mix":
+                raise ValueError(f"data.domains.{name} must be a plain dataset, its name of {NAMED}")
             DataSettings(**given)
         return self
 
@@ -299,7 +314,7 @@ class EmbedSettings(Section):
 class VectorsSettings(Section):
     """Keeping up the versions of title vectors: jobs/vectors.py."""
 
-    version: str = Field("", description="version to verify or export; empty: the one LATEST names")
+    version: Name = Field("", description="version to verify or export; empty: the one LATEST names")
     keep: int = Field(3, ge=1, description="gc: newest published versions that stay")
     grace_hours: float = Field(24.0, ge=0, description="gc: nothing younger goes; longer than any run takes")
     export: str = Field("vectors.npy", description="export: file to write, .npy, .safetensors or .faiss")
@@ -378,7 +393,7 @@ class ModelSettings(Section):
 class TrainSettings(Section):
     """Loss, optimiser, schedule, checkpoints."""
 
-    run: str = Field(
+    run: Name = Field(
         "", description="name of the run; the same name resumes it. Empty: derived from the data and all settings"
     )
     loss: Literal["infonce", "bpr", "bc", "multinomial"] = Field(
@@ -489,6 +504,13 @@ class EvaluateSettings(Section):
         description="items masked when ranking for the valid split; train+test repeats the official code, "
         "which looks at the test split to do it",
     )
+
+    @field_validator("model")
+    @classmethod
+    def _check_model(cls, given: str) -> str:
+        if given and not re.fullmatch(f"{NAME}/{NAME}", given):
+            raise ValueError(f"must be NAME/VERSION, each of {NAMED}; jobs/train.py prints the place of its model")
+        return given
 
     @model_validator(mode="after")
     def _check_ks(self) -> EvaluateSettings:
@@ -630,7 +652,7 @@ class RecommendSettings(Section):
     """Lists for users of the bundle, for new users, and with new items."""
 
     k: int = Field(20, ge=1, description="items per list")
-    bundle: str = Field("", description="bundle version; empty: the one LATEST names")
+    bundle: Name = Field("", description="bundle version; empty: the one LATEST names")
     users: str = Field(
         "",
         description="table (user_id, item_ids) of users given by their items (a list; in CSV separated by spaces); "
@@ -670,7 +692,7 @@ class Settings(BaseSettings):
         extra="forbid", frozen=True, cli_kebab_case=True, cli_implicit_flags=True, cli_avoid_json=True
     )
 
-    name: str = Field("default", pattern=r"^[A-Za-z0-9._-]+$", description="line of artifacts these settings make")
+    name: Name = Field("default", min_length=1, description="line of artifacts these settings make")
     storage: str = Field("store", description="storage root: a folder, s3://bucket/prefix, any fsspec URL")
     seed: int = Field(101, ge=0, description="the one seed; same seed and same workers: same bits on CPU")
     preset: Literal[

@@ -28,7 +28,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from ray.exceptions import RayActorError
 
-from alpharec.artifacts import LATEST, Artifact, ArtifactError, Draft, Lease, Store, digest
+from alpharec.artifacts import LATEST, Artifact, ArtifactError, Draft, Lease, Store, digest, is_name
 from alpharec.config import Settings
 from alpharec.encoders import (
     Encoder,
@@ -286,9 +286,20 @@ def _run_shards(draft: Draft, settings: Settings, plan: Plan) -> Iterator[tuple[
 
 
 def _read_record(store: Store, line: str, name: str) -> Record | None:
-    """Return the record of a complete shard whose file is there."""
-    record: Record = json.loads(store.read(KIND, line, SHARDS, record_name(name)))
-    return record if store.exists(KIND, line, SHARDS, record["file"]["path"]) else None
+    """Return the record of a complete shard whose file is there.
+
+    Raises:
+        ArtifactError: the record names a file that is no shard of this line.
+    """
+    place = (KIND, line, SHARDS, record_name(name))
+    record: Record = json.loads(store.read(*place))
+    path = record["file"]["path"]
+    if not is_name(path):
+        raise ArtifactError(
+            f"{store.uri(*place)}: names a file outside its folder (got {path!r}); the record was changed by hand: "
+            "delete it and run again"
+        )
+    return record if store.exists(KIND, line, SHARDS, path) else None
 
 
 def _compute(

@@ -167,8 +167,9 @@ def run_workers(
 
     Raises:
         TrainingError: workers keep failing.
+        ArtifactError: the run's folder would not lie in the store.
     """
-    train = settings.train
+    train, place = settings.train, store.at("training", run)  # a place that is refused is refused before Ray writes
     # An epoch's report waits for the controller's next look at its workers, by default 2 s apart.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     connect(settings)
@@ -189,7 +190,7 @@ def run_workers(
         ),
         run_config=ray.train.RunConfig(  # type: ignore[call-arg]  # mypy sees the V1 class
             name=run,
-            storage_path=store.at("training"),
+            storage_path=os.path.dirname(place),
             storage_filesystem=pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(store.fs)),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
             failure_config=ray.train.FailureConfig(max_failures=train.max_failures),

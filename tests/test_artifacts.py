@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import errno
+import functools
 import io
+import itertools
 import json
 import os
 import pickle
+import re
+import shutil
 import threading
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,6 +22,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from alpharec.artifacts import LATEST, MANIFEST, Artifact, ArtifactError, Draft, Store, digest, run_record
 
@@ -255,6 +261,324 @@ def test_latest_of_a_version_that_is_gone(store: Store) -> None:
         store.latest("things", "shop")
 
 
+# ---------------------------------------------------------------- inside the root
+
+NO_NAMES = [
+    "..", ".", "", "/", "../x", "a/../../x", "a/b", "a//b", "/etc/passwd", "..\\x", "a\\b", "a\0b", "a\nb", "\ud800",
+    "s3://other/x", "file:///etc/passwd", "memory://x", "x?versionId=1",
+]  # fmt: skip
+SECRET = b'"of another"'
+OUT = "../../../../secret"
+
+
+def plant(store: Store, content: bytes = SECRET) -> str:
+    """Put an object beside the root, where ``OUT`` leads from a version's folder; return its path."""
+    path = f"{os.path.dirname(store.path)}/secret"
+    store.fs.makedirs(os.path.dirname(path), exist_ok=True)
+    store.fs.pipe_file(path, content)
+    return path
+
+
+def change_manifest(store: Store, **fields: object) -> Artifact | None:
+    """Return what is found where somebody changed a manifest by hand."""
+    manifest = json.loads(store.read("things", "shop", "v1", MANIFEST))
+    store.write(json.dumps(manifest | fields).encode(), "things", "shop", "v1", MANIFEST)
+    return store.find("things", "shop", "v1")
+
+
+def every_use(store: Store, parts: tuple[str, ...]) -> dict[str, Callable[[], object]]:
+    """Return all that can be done with an object."""
+
+    def stream(mode: str) -> None:
+        with store.open(mode, *parts) as raw:
+            raw.write(b"new") if mode == "wb" else raw.read()
+
+    def hold() -> None:
+        with store.lease(*parts, seconds=60):
+            pass
+
+    return {
+        "at": lambda: store.at(*parts),
+        "uri": lambda: store.uri(*parts),
+        "read": lambda: store.read(*parts),
+        "exists": lambda: store.exists(*parts),
+        "stream in": lambda: stream("rb"),
+        "stream out": lambda: stream("wb"),
+        "write": lambda: store.write(b"new", *parts),
+        "create": lambda: store.create(b"new", *parts),
+        "swap": lambda: store.swap(SECRET, b"new", *parts),
+        "remove": lambda: store.remove(*parts),
+        "files": lambda: store.files(*parts),
+        "folders": lambda: store.folders(*parts),
+        "lease": hold,
+    }
+
+
+def test_no_part_of_a_path_leads_out_whatever_is_done_with_it(store: Store) -> None:
+    commit(store, "v1")
+    secret = plant(store)
+    before = objects(store)
+    for name in NO_NAMES:
+        for parts in ((name, "shop", "v1"), ("things", name, "v1"), ("things", "shop", name)):
+            draft = store.draft(*parts)
+            uses = every_use(store, parts) | {
+                "find": functools.partial(store.find, *parts),
+                "move LATEST": functools.partial(store.move_latest, *parts),
+                "add a file": functools.partial(draft.write_json, "value.json", 1),
+                "add a table": draft.stream_table("t.parquet", pa.schema({})).__enter__,
+                "adopt": functools.partial(draft.adopt, "value.json", {"path": "value.json"}),
+                "commit": functools.partial(draft.commit, settings={}, inputs={}, summary={}),
+            }
+            for use, attempt in uses.items():
+                with pytest.raises(ArtifactError) as caught:
+                    attempt()
+                told = f"a name could lead out of this folder (got {name!r}); choose one that is not empty"
+                assert told in str(caught.value), use
+        for facts in ({"path": name}, {"path": "value.json", "folder": name}):
+            with pytest.raises(ArtifactError, match="could lead out"):
+                store.draft("things", "shop", "v2").adopt("value.json", facts)
+    assert objects(store) == before
+    assert store.fs.cat_file(secret) == SECRET
+
+
+@pytest.mark.parametrize("root", ["/srv/store", "/", "s3://bucket/prefix", "s3://bucket", "memory://store"])
+@settings(deadline=None)
+@given(parts=st.lists(st.text(st.characters(exclude_categories=())) | st.sampled_from([*NO_NAMES, "v1"]), max_size=5))
+@example(parts=["things", "Bücher 千", "a..b", ".hidden", "~", "%2e%2e", "$HOME", "C:"])
+def test_a_path_is_refused_or_lies_below_the_root_one_folder_a_part(root: str, parts: list[str]) -> None:
+    store = Store(root)
+    refused = [
+        part for part in parts if part in (*NO_NAMES, ".", "..") or set(part) & {"/", "\\"} or not part.isprintable()
+    ]
+    if refused:
+        with pytest.raises(ArtifactError, match=re.escape(f"(got {refused[0]!r})")):
+            store.at(*parts)
+        return
+    path = store.at(*parts)
+    assert path == store.path.rstrip("/") + "".join(f"/{part}" for part in parts)
+    assert os.path.normpath(path or "/") == (path or "/")
+    if root.startswith("s3"):
+        assert [part for part in store.fs.split_path(path) if part] == [part for part in path.split("/", 1) if part]
+
+
+def test_a_file_outside_its_folder_is_not_followed(store: Store) -> None:
+    made = commit(store, "v1", "of another")
+    own, secret = made.files["value.json"]["path"], plant(store)
+    for field, name in itertools.product(("path", "folder"), (OUT, *NO_NAMES, None, 7)):
+        found = change_manifest(store, files={"value.json": made.files["value.json"] | {field: name}})
+        assert found is not None
+        got = name if field == "path" else f"{name}/{own}"
+        for use in (found.read_bytes, found.read_json, found.read_table, found.check, found.location):
+            with pytest.raises(ArtifactError) as caught:
+                use("value.json")
+            assert str(caught.value) == (
+                f"{store.uri('things', 'shop', 'v1', MANIFEST)}: names a file outside its folder (got {got!r}); the "
+                "manifest was changed by hand: delete this version and run again"
+            )
+        with pytest.raises(ArtifactError, match="outside its folder"), found.open_table("value.json"):
+            pass
+    assert store.fs.cat_file(secret) == SECRET
+    store.fs.rm(store.at("things", "shop", "v1"), recursive=True)
+    assert commit(store, "v1", "again").read_json("value.json") == "again", "what the message says helps"
+
+
+@pytest.mark.parametrize(
+    "place", [("..", "shop", "v1"), ("things", "../x", "v1"), ("things", "shop", "v2"), ("other", "shop", "v1"), [None]]
+)
+def test_a_manifest_of_another_version_is_refused(store: Store, place: Sequence[str | None]) -> None:
+    commit(store, "v1")
+    commit(store, "v2")
+    with pytest.raises(ArtifactError):
+        change_manifest(store, **dict(zip(("kind", "name", "version"), place, strict=False)))
+    for use in (store.find, store.move_latest):
+        with pytest.raises(
+            ArtifactError, match=r"things/shop/v1/manifest\.json: is of another version \(got "
+        ) as caught:
+            use("things", "shop", "v1")
+        assert "expected things/shop/v1); the manifest was changed by hand: delete this version" in str(caught.value)
+
+
+def test_latest_names_a_version_and_nothing_else(store: Store) -> None:
+    commit(store, "v1")
+    for version in [*filter(str.isascii, NO_NAMES), "v1\n", "../shop/v1"]:
+        store.write(version.encode(), "things", "shop", LATEST)
+        for use in (lambda: store.latest("things", "shop"), lambda: store.move_latest("things", "shop", "v1")):
+            with pytest.raises(ArtifactError) as caught:
+                use()
+            place = store.uri("things", "shop", LATEST)
+            assert str(caught.value).startswith(
+                f"{place}: does not name a version (got {version!r}); it was changed by"
+            )
+    store.remove("things", "shop", LATEST)
+    store.move_latest("things", "shop", "v1")
+    assert store.latest("things", "shop").version == "v1", "what the message says helps"
+
+
+def test_lineage_names_versions_and_nothing_else(store: Store) -> None:
+    first = commit(store, "v1")
+    for uri in ("..", "../../..", "a/b", "/x/..", "s3://bucket/x", "/srv/x/shop/..", "a/b/c\\d", "a//b", "", 7):
+        found = change_manifest(store, inputs={"first": uri})
+        assert found is not None
+        for use in (found.made_from, functools.partial(found.is_made_from, made=first)):
+            with pytest.raises(ArtifactError) as caught:
+                use("first")
+            place = store.uri("things", "shop", "v1", MANIFEST)
+            assert str(caught.value).startswith(f"{place}: its first is no version of a store (got {str(uri)!r}); the")
+
+
+@pytest.mark.parametrize("uri", ["things/shop/v1", "/elsewhere/things/shop/v1", "s3://moved/things/shop/v1"])
+def test_lineage_is_found_wherever_the_root_was(folder: Store, uri: str) -> None:
+    change_manifest(folder, inputs={"first": uri})
+    assert folder.latest("things", "shop").made_from("first") == ("things", "shop", "v1")
+
+
+# ---------------------------------------------------------------- links
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Store:
+    """Return a store in a folder, with one version, that LATEST names."""
+    made = Store(str(tmp_path / "store"))
+    commit(made, "v1", "own")
+    made.move_latest("things", "shop", "v1")
+    return made
+
+
+@pytest.fixture
+def outside(tmp_path: Path, folder: Store) -> Path:
+    """Return a folder beside the root that looks like one."""
+    shutil.copytree(folder.path, tmp_path / "outside")
+    (value,) = (tmp_path / "outside/things/shop/v1").glob("*value.json")
+    value.rename(value.with_name("value.json"))
+    value.with_name("value.json").write_bytes(SECRET)
+    return tmp_path / "outside"
+
+
+def content_of(path: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(path)): file.read_bytes() for file in path.rglob("*") if file.is_file()}
+
+
+def put_link(store: Store, *parts: str, to: Path | str) -> None:
+    place = Path(store.path, *parts)
+    if place.is_dir() and not place.is_symlink():
+        shutil.rmtree(place)
+    place.unlink(missing_ok=True)
+    place.symlink_to(to)
+
+
+PLACES = {
+    "kind": ("things",),
+    "name": ("things", "shop"),
+    "version": ("things", "shop", "v1"),
+    "manifest": ("things", "shop", "v1", MANIFEST),
+    "file": ("things", "shop", "v1", "value.json"),
+    "latest": ("things", "shop", LATEST),
+}
+
+
+@pytest.mark.parametrize("link", PLACES.values(), ids=PLACES)
+@pytest.mark.parametrize("how", ["absolute", "relative", "through another link", "to nothing"])
+def test_a_link_out_of_the_root_is_not_followed(folder: Store, outside: Path, how: str, link: tuple[str, ...]) -> None:
+    target: Path | str = outside.joinpath(*link)
+    if how == "relative":
+        target = os.path.relpath(target, Path(folder.path, *link).parent)
+    elif how == "through another link":
+        put_link(folder, "way", to=outside)
+        target = Path(folder.path, "way", *link)
+    elif how == "to nothing":
+        target = outside / "not" / "there"
+    put_link(folder, *link, to=target)
+    before = content_of(outside)
+    end = outside / "not" / "there" if how == "to nothing" else outside.joinpath(*link)
+    said = (
+        f"{folder.at()}/{'/'.join(link)}: a symbolic link out of the storage root (got {end}); remove it, or put what"
+    )
+    for parts in PLACES.values():
+        if parts[: len(link)] == link:
+            for name, use in every_use(folder, parts).items():
+                with pytest.raises(ArtifactError) as caught:
+                    use()
+                assert str(caught.value).startswith(said), name
+    if link[-1] in ("things", "shop", "v1", MANIFEST):
+        with pytest.raises(ArtifactError, match="a symbolic link out of"):
+            folder.find("things", "shop", "v1")
+        with pytest.raises(ArtifactError, match="a symbolic link out of"):
+            commit(folder, "v1")
+    if link[-1] != "value.json":
+        with pytest.raises(ArtifactError, match="a symbolic link out of"):
+            folder.latest("things", "shop")
+        with pytest.raises(ArtifactError, match="a symbolic link out of"):
+            folder.move_latest("things", "shop", "v1")
+    assert content_of(outside) == before
+    assert not (outside / "not").exists()
+    assert Path(folder.path, *link).is_symlink(), "nor is the link replaced"
+
+
+def test_a_link_to_a_file_that_a_manifest_names_is_not_followed(folder: Store, outside: Path) -> None:
+    """The content is the committed one, so that its sha256 tells nothing."""
+    made = folder.latest("things", "shop")
+    path = Path(made.location("value.json"))
+    path.rename(outside / "moved")
+    path.symlink_to(outside / "moved")
+    for use in (made.read_json, made.check, made.location):
+        with pytest.raises(ArtifactError, match="a symbolic link out of the storage root"):
+            use("value.json")
+    os.replace(outside / "moved", path)
+    assert made.read_json("value.json") == "own", "what the message says helps"
+
+
+def test_a_lock_that_is_a_link_out_empties_no_file(folder: Store, outside: Path) -> None:
+    commit(folder, "v2")
+    (outside / "victim").write_bytes(SECRET)
+    put_link(folder, "things", "shop", f"{LATEST}.lock", to=outside / "victim")
+    with pytest.raises(ArtifactError, match=r"LATEST\.lock: a symbolic link out of the storage root"):
+        folder.move_latest("things", "shop", "v2")
+    assert (outside / "victim").read_bytes() == SECRET
+    assert folder.latest("things", "shop").version == "v1"
+
+
+def test_a_listing_tells_of_no_link(folder: Store, outside: Path) -> None:
+    """Clearing up goes by listings."""
+    put_link(folder, "things", "shop", "v9", to=outside / "things" / "shop" / "v1")
+    put_link(folder, "things", "shop", "stray", to=outside / "things" / "shop" / LATEST)
+    assert folder.folders("things", "shop") == ["v1"]
+    assert folder.files("things", "shop").keys() == {LATEST}
+
+
+@pytest.mark.parametrize("target", ["..", "../..", "/", "../../../outside"])
+def test_a_link_above_the_root_is_a_way_out(folder: Store, outside: Path, target: str) -> None:
+    put_link(folder, "up", to=target)
+    with pytest.raises(ArtifactError, match="up: a symbolic link out of the storage root"):
+        folder.files("up", "outside")
+
+
+def test_a_link_that_leads_in_a_circle_ends(folder: Store) -> None:
+    put_link(folder, "round", to="round")
+    with pytest.raises(OSError, match="symbolic links"):
+        folder.read("round")
+
+
+def test_links_inside_the_root_and_a_root_behind_links_work(folder: Store, tmp_path: Path) -> None:
+    put_link(folder, "others", to="things")
+    assert folder.read("others", "shop", LATEST) == b"v1"
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "one").symlink_to(tmp_path)
+    (tmp_path / "links" / "two").symlink_to(Path(folder.path))
+    (tmp_path / "links" / "three").symlink_to("two")
+    for root in ("one/store", "two", "three", "one/links/two"):
+        store = Store(str(tmp_path / "links" / root))
+        assert store.latest("things", "shop").read_json("value.json") == "own"
+        commit(store, f"v-{root.replace('/', '-')}", root)
+        store.move_latest("things", "shop", f"v-{root.replace('/', '-')}")
+        assert pickle.loads(pickle.dumps(store)).latest("things", "shop").read_json("value.json") == root
+        assert store.uri("things") == f"{tmp_path}/links/{root}/things", "the root as it was given"
+        assert store.folders("others") == ["shop"]
+        put_link(store, "way", to=tmp_path)
+        with pytest.raises(ArtifactError, match=rf"{root}/way: a symbolic link out of the storage root"):
+            store.read("way", "x")
+        folder.move_latest("things", "shop", "v1")
+
+
 # ---------------------------------------------------------------- LATEST
 
 
@@ -366,7 +690,7 @@ def test_a_worker_adds_a_file_to_a_draft(store: Store) -> None:
 
 def record_of(store: Store) -> dict[str, object]:
     (path,) = [path for path in objects(store) if path.startswith("runs/")]
-    return json.loads(store.read(path))
+    return json.loads(store.read(*path.split("/")))
 
 
 def test_a_run_record_goes_from_running_to_succeeded(store: Store) -> None:
@@ -403,5 +727,5 @@ def test_no_secret_of_the_environment_is_in_a_record_or_manifest(store: Store, m
     with pytest.raises(ArtifactError), run_record(store, "shop", "train", {"storage": store.root}):
         store.read("nowhere")
     for path in objects(store):
-        content = store.read(path).decode()
+        content = store.read(*path.split("/")).decode()
         assert not [secret for secret in secrets if secret in content], path

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from alpharec.config import (
     CLOSED_FORMS,
@@ -357,6 +357,57 @@ def test_values_out_of_range_are_refused(option: str) -> None:
 def test_settings_that_contradict_each_other_are_refused(argv: list[str], message: str) -> None:
     with pytest.raises(SettingsError, match=message):
         load_settings(argv)
+
+
+NO_NAMES = [
+    "..",
+    ".",
+    ".hidden",
+    "../x",
+    "/x",
+    "a/..",
+    "a\\b",
+    "a\0b",
+    "a b",
+    "v1\n",
+    "s3://x/y",
+    "file:///x",
+    "a?b",
+    "é",
+]
+
+
+@pytest.mark.parametrize("key", ["name", "train.run", "vectors.version", "recommend.bundle"])
+def test_a_setting_that_becomes_a_folder_is_a_plain_name(key: str) -> None:
+    for given in NO_NAMES:
+        with pytest.raises(
+            SettingsError, match=rf"  {key}: .*must be a name of letters, digits, .*no '\.' \(got "
+        ) as caught:
+            load_settings([f"--{key}={given}"])
+        assert f"(got {given!r})" in str(caught.value)
+    for given in ("v1", "a.b", "a..b", "3", "_x", "a-B.c_9"):
+        assert value(load_settings([f"--{key}={given}"]), key) == given
+    assert key == "name" or value(load_settings([f"--{key}="]), key) == ""
+
+
+def test_a_trained_model_is_a_name_and_a_version() -> None:
+    for given in [*NO_NAMES, "shop", "shop/", "/v1", "shop/..", "../v1", "shop//v1", "a/shop/v1", "shop/.v1"]:
+        with pytest.raises(
+            SettingsError, match=r"  evaluate\.model: .*must be NAME/VERSION, each of letters"
+        ) as caught:
+            load_settings([f"--evaluate.model={given}"])
+        assert f"(got {given!r})" in str(caught.value)
+    for given in ("shop/v1", "shop.games/0a1b", ""):
+        assert load_settings([f"--evaluate.model={given}"]).evaluate.model == given
+
+
+def test_a_dataset_of_a_mix_has_a_plain_name(tmp_path: Path) -> None:
+    for given in [*NO_NAMES, ""]:
+        with pytest.raises(ValidationError, match=r"must be a plain dataset, its name of letters, digits, .*no '\.'"):
+            Settings.model_validate({"data": {"format": "mix", "domains": {given: {"path": "x"}}}})
+    config = toml(tmp_path, '[data]\nformat = "mix"\n[data.domains.".."]\npath = "x"\n')
+    with pytest.raises(SettingsError, match=r"data\.domains\.\.\. must be a plain dataset"):
+        load_settings(["--config", config])
 
 
 @pytest.mark.parametrize("number", ["nan", "inf"])

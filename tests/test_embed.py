@@ -287,6 +287,22 @@ def test_a_version_whose_run_was_killed_before_latest_moved_is_published_by_the_
     assert (run.line / LATEST).read_text() == run.made.version
 
 
+@pytest.mark.usefixtures("in_process")
+def test_a_record_that_names_a_file_outside_the_shards_is_refused(run: Run) -> None:
+    run.forget()
+    record = json.loads(run.record(1).read_text())
+    for path in ("../../../../secret", "/etc/passwd", "..", "a\\b", None):
+        run.record(1).write_text(json.dumps(record | {"file": record["file"] | {"path": path}}))
+        with pytest.raises(ArtifactError) as caught:
+            embed(run.store, settings_with(), run.dataset)
+        assert str(caught.value) == (
+            f"{run.record(1)}: names a file outside its folder (got {path!r}); the record was changed by hand: "
+            "delete it and run again"
+        )
+    run.record(1).unlink()
+    assert np.array_equal(load_vectors(embed(run.store, settings_with(), run.dataset)), load_vectors(run.made))
+
+
 @pytest.mark.usefixtures("no_ray")
 def test_an_older_version_is_found_but_is_not_latest_again(run: Run) -> None:
     newer = embed(run.store, settings_with(), write_dataset(run.store, dict(reversed(ITEMS.items())), "d2"))

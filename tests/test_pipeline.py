@@ -57,7 +57,7 @@ def objects(store: Store) -> set[str]:
 
 def records(store: Store) -> list[dict[str, Any]]:
     """Return the run records, oldest first."""
-    found = [json.loads(store.read(path)) for path in objects(store) if path.startswith("runs/")]
+    found = [json.loads(store.read(*path.split("/"))) for path in objects(store) if path.startswith("runs/")]
     return sorted(found, key=lambda record: (record["started"], record["seconds"]))
 
 
@@ -170,7 +170,7 @@ def test_a_second_run_finds_everything_done(shop: Shop) -> None:
     }
     (new,) = objects(shop.store) - before
     assert new.startswith("runs/shop/pipeline-")
-    assert json.loads(shop.store.read(new))["metrics"] == shop.record["metrics"]
+    assert json.loads(shop.store.read(*new.split("/")))["metrics"] == shop.record["metrics"]
 
 
 @pytest.mark.usefixtures("in_process")

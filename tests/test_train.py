@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import socket
 import subprocess
@@ -16,14 +17,14 @@ import pytest
 import ray
 import torch
 
-from alpharec.artifacts import Artifact, Store
+from alpharec.artifacts import Artifact, ArtifactError, Store
 from alpharec.config import DataSettings, Settings
 from alpharec.data.dataset import load_dataset
 from alpharec.data.prepare import prepare
 from alpharec.evaluation import EvaluationError, evaluate_model, find_model, measure, truth_and_seen
 from alpharec.graph import Part
 from alpharec.ranking import evaluate
-from alpharec.train import Training, TrainingError, check_negatives, fit, model_version
+from alpharec.train import Training, TrainingError, check_negatives, fit, model_version, run_workers
 from alpharec.vectors import load_vectors, vector_column
 
 USERS, ITEMS, WIDTH = 40, 60, 16
@@ -102,6 +103,21 @@ def _share_of_own_half(inputs: tuple[Store, Artifact, Artifact], training: Train
         best = unseen[(item_ID[unseen] @ user_UD[user]).argsort(descending=True)[:num_own].numpy()]
         right, total = right + int((best % 2 == user % 2).sum()), total + num_own
     return right / total
+
+
+def test_a_run_whose_folder_is_a_link_out_of_the_store_does_not_start(
+    inputs: tuple[Store, Artifact, Artifact], tmp_path: Path
+) -> None:
+    store, dataset, vectors = inputs
+    outside = tmp_path.parent / f"{tmp_path.name}-outside"
+    outside.mkdir()
+    (tmp_path / "training").mkdir()
+    (tmp_path / "training" / "mine").symlink_to(outside)
+    settings = make_settings(tmp_path, run="mine")
+    for start in (fit, functools.partial(run_workers, run="mine")):
+        with pytest.raises(ArtifactError, match="training/mine: a symbolic link out of the storage root"):
+            start(store, settings, dataset=dataset, vectors=vectors)
+    assert not list(outside.iterdir())
 
 
 def test_bfloat16_products_follow_the_same_curve_and_are_another_model(

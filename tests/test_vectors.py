@@ -5,12 +5,14 @@ No Ray: ``make_version`` does what a run does, with the hash encoder in this pro
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import itertools
 import json
 import os
 import platform
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -418,6 +420,12 @@ def fill_line(store: Store) -> dict[str, Artifact]:
     return made
 
 
+def state_of(folder: Path) -> dict[str, bytes]:
+    """Return the content of each file, of the lock files not."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock"]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
 def folder_of(store: Store, *parts: str) -> set[str]:
     return {path for path in objects(store) if path.startswith("/".join([KIND, LINE, *parts]))}
 
@@ -442,7 +450,7 @@ def test_garbage_is_what_neither_latest_nor_the_newest_published_versions_refer_
 
     gone = collect_garbage(store, LINE, keep=1, grace_s=0)
     assert gone == would_go
-    assert set(gone) == {store.uri(path) for path in line - kept}
+    assert set(gone) == {store.uri(*path.split("/")) for path in line - kept}
     assert objects(store) == before - (line - kept)
     assert {uri.rsplit("/", 2)[1] for uri in gone[:2]} == {"v1", "v4"}, "manifests go first"
     assert gone[0].endswith(MANIFEST)
@@ -467,7 +475,7 @@ def test_a_young_version_stays_whole_with_its_old_shards_and_young_leftovers_sta
     made = fill_line(local)
     young = {f"{KIND}/{LINE}/v4/{MANIFEST}", f"{KIND}/{LINE}/v5/0123-work.parquet"}
     for path in folder_of(local) - young:
-        os.utime(local.at(path), (time.time() - 7200,) * 2)
+        os.utime(local.at(*path.split("/")), (time.time() - 7200,) * 2)
     kept = {f"{KIND}/{LINE}/{LATEST}"} | young
     for version in ("v2", "v3", "v4"):
         kept |= files_of(local, made[version])
@@ -484,6 +492,53 @@ def test_nothing_goes_while_latest_cannot_be_read(store: Store) -> None:
     with pytest.raises(ArtifactError, match=r"no published version \(got LATEST = v2\)"):
         collect_garbage(store, LINE, keep=1, grace_s=0)
     assert objects(store) == before
+
+
+def test_nothing_goes_where_the_line_leads_out_of_the_store(local: Store, tmp_path: Path) -> None:
+    fill_line(local)
+    line, outside = Path(local.at(KIND, LINE)), tmp_path / "outside"
+    shutil.copytree(line, outside)
+    (line / "v0").symlink_to(outside / "v1")  # no version: listings tell of no link
+
+    def change_facts(version: str, file: str, change: dict[str, str]) -> None:
+        manifest = json.loads((line / version / MANIFEST).read_text())
+        manifest["files"][file] |= change
+        (line / version / MANIFEST).write_text(json.dumps(manifest))
+
+    def replace_by_link(place: Path) -> None:
+        shutil.rmtree(place)
+        place.symlink_to(outside / place.name)
+
+    said = "a symbolic link out of the storage root"
+    for tamper, message in (
+        (lambda: (line / LATEST).write_text("../../v2"), r"LATEST: does not name a version \(got '../../v2'\)"),
+        (lambda: change_facts("v2", ITEMS, {"path": "../../../outside/x"}), "v2/manifest.json: names a file outside"),
+        (lambda: change_facts("v2", shard_file(0), {"folder": ".."}), "v2/manifest.json: names a file outside"),
+        (lambda: replace_by_link(line / SHARDS), f"{SHARDS}: {said}"),
+        (lambda: replace_by_link(line / "v2"), f"v2: {said}"),
+        (lambda: replace_by_link(line), f"{LINE}: {said}"),
+    ):
+        tamper()
+        before = state_of(tmp_path)
+        with pytest.raises(ArtifactError, match=message):
+            collect_garbage(local, LINE, keep=1, grace_s=0)
+        assert state_of(tmp_path) == before
+        if line.is_symlink():
+            line.unlink()
+        else:
+            shutil.rmtree(line)
+        shutil.copytree(outside, line)
+    assert collect_garbage(local, LINE, keep=1, grace_s=0)
+
+
+def test_a_version_that_names_a_file_elsewhere_is_not_as_it_was_committed(store: Store) -> None:
+    made = make_version(store, ["a", "b"])
+    files = made.files | {shard_file(0): made.files[shard_file(0)] | {"folder": ".."}}
+    changed = dataclasses.replace(made, manifest=made.manifest | {"files": files})
+    (problem,) = verify(changed)
+    assert "names a file outside its folder" in problem
+    with pytest.raises(ArtifactError, match="names a file outside its folder"):
+        load_vectors(changed)
 
 
 @pytest.mark.usefixtures("clock")

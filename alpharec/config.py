@@ -306,6 +306,13 @@ class EmbedSettings(Section):
     max_change: float = Field(0.5, ge=0, le=1, description="share of items that may differ from the version before")
     max_quarantined: float = Field(0.01, ge=0, le=1, description="share of items that may end without a vector")
     max_identical: float = Field(0.2, ge=0, le=1, description="gate: share of texts with the vector of another text")
+    max_unreadable: float = Field(
+        0.05,
+        ge=0,
+        le=1,
+        description="share of distinct texts that the encoder may be unable to read, their words being unknown tokens. "
+        "0.05: catalogs in its own languages have none, or a few odd titles; a part in another script is more",
+    )
     probe_cosine: float = Field(
         0.999, ge=-1, le=1, description="gate: least cosine of a fixed probe's vectors to the version before"
     )

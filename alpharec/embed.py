@@ -12,11 +12,12 @@ import dataclasses
 import functools
 import json
 import logging
+import math
 import os
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,11 +35,12 @@ from alpharec.encoders import (
     Encoder,
     EncoderDied,
     EncoderError,
+    Reading,
     RefusedTexts,
     Tokens,
-    count_tokens,
     fingerprint,
     make_encoder,
+    read_texts,
 )
 from alpharec.runtime import map_on_actors, use_own_cpus
 from alpharec.vectors import (
@@ -48,6 +50,7 @@ from alpharec.vectors import (
     LEASE_S,
     PROBE,
     SHARDS,
+    UNREADABLE,
     Plan,
     key_column,
     line_of,
@@ -65,6 +68,9 @@ logger = logging.getLogger(__name__)
 
 PROBE_TEXTS = 64
 SAMPLE = 1024  # texts tokenised to estimate the tokens of all
+EXAMPLES = 3  # texts that a record or a message names
+EXAMPLE_CHARACTERS = 60
+MULTILINGUAL = "sentence-transformers/paraphrase-multilingual-MiniLM-L12-v2"  # the other settings suit as they are
 DEATHS = 4  # of actors on one shard before the run stops
 WORK = "work.parquet"
 
@@ -96,7 +102,8 @@ def embed(store: Store, settings: Settings, catalog: Artifact, *, publish: bool 
     Holds the line's lease meanwhile and moves its LATEST, unless ``publish`` is off.
 
     Raises:
-        EncoderError: the model cannot be loaded, its worker died again and again, or it refuses too many texts.
+        EncoderError: the model cannot be loaded, its worker died again and again, or it refuses, or cannot read, too
+            many texts.
         EmbedError: too much of the catalog changed, or the vectors did not pass the gate.
         ArtifactError: another run works on the line, or a file of the version before is gone or damaged.
     """
@@ -109,9 +116,11 @@ def embed(store: Store, settings: Settings, catalog: Artifact, *, publish: bool 
             return found
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="alpharec-plan-")))
         plan = make_plan(catalog, _base(store, target.line), folder)
-        logger.info("%s", format_plan(plan, settings))
+        sample, seen = read_sample(plan, settings), Unreadable.before(plan, publish=publish)
+        logger.info("%s", format_plan(plan, settings, sample))
         _guard(plan, settings, publish=publish)
-        made = _build(store, settings, target, plan, lease)
+        seen.add(sample.reading).check(settings)
+        made = _build(store, settings, target, plan, seen, lease)
         if lease:
             lease.check()
             _move_latest(store, made)
@@ -160,14 +169,32 @@ def dry_run(store: Store, settings: Settings, catalog: Artifact) -> str:
     if store.find(KIND, target.line, target.version) is not None:
         return f"embed: nothing to do: {store.uri(KIND, target.line, target.version)} holds this catalog's vectors"
     with tempfile.TemporaryDirectory(prefix="alpharec-plan-") as folder:
-        return format_plan(make_plan(catalog, _base(store, target.line), Path(folder)), settings)
+        plan = make_plan(catalog, _base(store, target.line), Path(folder))
+        return format_plan(plan, settings, read_sample(plan, settings))
 
 
 def _base(store: Store, line: str) -> Artifact | None:
     return store.latest(KIND, line) if store.exists(KIND, line, LATEST) else None
 
 
-def format_plan(plan: Plan, settings: Settings) -> str:
+@dataclass(frozen=True)
+class Sample:
+    """How the encoder reads some of the texts to embed."""
+
+    tokens: float  # a text
+    reading: Record
+
+
+def read_sample(plan: Plan, settings: Settings) -> Sample:
+    """Tokenise some of the texts to embed, all of them where they are few."""
+    if not plan.counts.to_embed:
+        return Sample(0.0, merge_readings([]))
+    texts = plan.sample(SAMPLE)
+    reading = read_texts(settings.encoder, texts)
+    return Sample(float(reading.lengths.mean()), reading_record(texts, reading))
+
+
+def format_plan(plan: Plan, settings: Settings, sample: Sample) -> str:
     """Return the plan as lines for a person: how the catalog changed, and what embedding it takes."""
     counts, before = plan.counts, plan.base
     was = f"compared with {before.version}" if before else "the first version of its line"
@@ -178,9 +205,16 @@ def format_plan(plan: Plan, settings: Settings) -> str:
         f"embed: {counts.texts:,} distinct texts ({counts.duplicates:,} duplicates), {counts.to_embed:,} to embed"
     )
     if counts.to_embed:
-        sample = plan.sample(SAMPLE)
-        tokens = sum(count_tokens(settings.encoder, sample)) / len(sample) * counts.to_embed
-        lines.append(f"embed: about {tokens:,.0f} tokens, {_cost(plan, settings)}")
+        lines.append(f"embed: about {sample.tokens * counts.to_embed:,.0f} tokens, {_cost(plan, settings)}")
+    found = sample.reading["unreadable"] / max(sample.reading["texts"], 1) * counts.to_embed + len(plan.unreadable)
+    if found:
+        share, limit = found / counts.texts, settings.embed.max_unreadable
+        named = _named(sample.reading["examples"]["unreadable"])
+        within = "more than" if share > limit else "within"
+        lines.append(
+            f"embed: the encoder cannot read about {share:.1%} of the texts{named} ({within} embed.max_unreadable = "
+            f"{limit:.2%})"
+        )
     return "\n".join(lines)
 
 
@@ -214,10 +248,15 @@ def _guard(plan: Plan, settings: Settings, *, publish: bool) -> None:
 # ---------------------------------------------------------------- build a version
 
 
-def _build(store: Store, settings: Settings, target: Target, plan: Plan, lease: Lease | None) -> Artifact:
+def _build(
+    store: Store, settings: Settings, target: Target, plan: Plan, seen: Unreadable, lease: Lease | None
+) -> Artifact:
     draft = store.draft(KIND, target.line, target.version)
     base, started = plan.base, time.monotonic()
-    records = dict(_run_shards(draft, settings, plan))
+    records = dict(_run_shards(draft, settings, plan, seen))
+    reading = merge_readings(record.get("reading") for record in records.values())
+    for line in format_reading(reading):
+        logger.info("%s", line)
     spent = _check_shards(records, plan, settings)
     refused = {
         (number << 32) | int(row): why for number, record in records.items() for row, why in record["refused"].items()
@@ -247,6 +286,8 @@ def _build(store: Store, settings: Settings, target: Target, plan: Plan, lease: 
             "width": width,
             "shards": len(used),
             "quarantined": quarantined,
+            "unreadable": seen.add(reading).found,
+            "reading": {key: value for key, value in reading.items() if key != "examples"},
             "plan": dataclasses.asdict(plan.counts),
             "published": lease is not None,
             "seconds": round(time.monotonic() - started, 3),
@@ -260,7 +301,7 @@ def _build(store: Store, settings: Settings, target: Target, plan: Plan, lease: 
 SPENT = ("texts_per_second_and_worker", "tokens_per_second_and_worker")
 
 
-def _run_shards(draft: Draft, settings: Settings, plan: Plan) -> Iterator[tuple[int, Record]]:
+def _run_shards(draft: Draft, settings: Settings, plan: Plan, seen: Unreadable) -> Iterator[tuple[int, Record]]:
     """Yield the records of all shards of work, first those that an earlier run completed."""
     size, total = settings.embed.shard_size, plan.counts.to_embed
     if not total:
@@ -274,14 +315,16 @@ def _run_shards(draft: Draft, settings: Settings, plan: Plan) -> Iterator[tuple[
             record = _read_record(draft.store, draft.name, name) if record_name(name) in complete else None
             if record is not None:
                 done += len(texts)
+                seen = seen.add(record.get("reading"))
                 yield number, record
             else:
                 write(pa.table({"text": texts}))
                 missing.append({"number": number, "group": len(missing), "digest": name})
     if done:
         logger.info("embed: %s of %s texts were embedded by an earlier run", f"{done:,}", f"{total:,}")
+    seen.check(settings)
     if missing:
-        yield from _compute(work, settings, plan, missing, done)
+        yield from _compute(work, settings, plan, missing, done, seen)
     draft.store.remove(KIND, draft.name, draft.version, work.files[WORK]["path"])
 
 
@@ -303,7 +346,7 @@ def _read_record(store: Store, line: str, name: str) -> Record | None:
 
 
 def _compute(
-    work: Draft, settings: Settings, plan: Plan, missing: list[dict[str, Any]], done: int
+    work: Draft, settings: Settings, plan: Plan, missing: list[dict[str, Any]], done: int, seen: Unreadable
 ) -> Iterator[tuple[int, Record]]:
     chosen = settings.embed
     probe = plan.base if plan.base and PROBE in plan.base.files else None
@@ -320,6 +363,7 @@ def _compute(
         probe,
         settings,
         most_refused,
+        seen,
         num_actors=chosen.num_workers,
         num_cpus=chosen.num_cpus,
         num_gpus=chosen.num_gpus,
@@ -336,6 +380,8 @@ def _compute(
             refused += len(record["refused"])
             if refused > most_refused:
                 raise EncoderError(_too_many(refused, record["refused"], chosen.max_quarantined))
+            seen = seen.add(record["reading"])
+            seen.check(settings)
     except RayActorError as error:
         raise EncoderError(
             f"an encoder's worker is gone for good ({str(error).splitlines()[0]}); finished shards are kept: run again"
@@ -392,9 +438,10 @@ class ShardEncoder:
         base: Artifact | None,
         settings: Settings,
         most_refused: int,
+        seen: Unreadable,
     ) -> None:
         self.store, self.line, self.work, self.base = store, line, (KIND, line, version, work), base
-        self.settings, self.most_refused = settings, most_refused
+        self.settings, self.most_refused, self.seen = settings, most_refused, seen
         self.reported = (0, 0.0)
         self.making = threading.Lock()  # of the encoder: one thread's
         self.turn = threading.Lock()  # a shard's, from its engine to its record: a kill repeats no second one
@@ -442,10 +489,13 @@ class ShardEncoder:
         with self.making:
             encoder = self.encoder
         tokens = encoder.tokenize(texts)
+        reading = encoder.reading(texts, tokens)
+        read = reading_record(texts, reading)
+        self.seen.add(read).check(self.settings)  # before the engine has a text of a shard that says enough alone
         with self.turn:
             tries = self._begin(name)
             vectors, refused = encode_each(encoder, texts, tokens, most_refused=self.most_refused)
-            record = self._record(name, keys, vectors, refused)
+            record = self._record(name, keys, vectors, refused, reading.unreadable, read)
             self.store.remove(*tries)
             return record
 
@@ -465,12 +515,20 @@ class ShardEncoder:
         self.store.write(str(tries + 1).encode(), *place)
         return place
 
-    def _record(self, name: str, keys: pa.Array, vectors: npt.NDArray[np.float16], refused: dict[int, str]) -> Record:
+    def _record(
+        self,
+        name: str,
+        keys: npt.NDArray[np.uint64],
+        vectors: npt.NDArray[np.float16],
+        refused: dict[int, str],
+        unreadable: npt.NDArray[np.bool_],
+        read: Record,
+    ) -> Record:
         """Write a shard, and then its record."""
         there = np.ones(len(vectors), bool)
         there[list(refused)] = False
         draft = Draft(self.store, KIND, self.line, SHARDS)
-        table = {"key": key_column(keys, there), "vector": vector_column(vectors)}
+        table = {"key": key_column(keys, there), "vector": vector_column(vectors), UNREADABLE: unreadable}
         draft.write_table(f"{name}.parquet", pa.table(table))
         probe = self.probe_cosine
         meter, reported = self.encoder.meter, self.reported
@@ -482,6 +540,7 @@ class ShardEncoder:
             "tokens": self.reported[0] - reported[0],
             "seconds": self.reported[1] - reported[1],
             "probe_cosine": probe,
+            "reading": read,
             **quality(vectors[there]),
         }
         self.store.write(json.dumps(record).encode(), KIND, self.line, SHARDS, record_name(name))
@@ -529,6 +588,127 @@ def encode_each(
                 + "; ".join(list(refused.values())[:3])
             )
     return vectors, refused
+
+
+# ---------------------------------------------------------------- what the encoder reads
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """The texts of a version that the encoder cannot read, as far as a run has looked."""
+
+    texts: int  # distinct ones of the version
+    publish: bool
+    kept: int = 0  # of the version before
+    read: int = 0  # by this run
+    same: int = 0  # of those, with the tokens of another
+    found: int = 0
+    examples: tuple[str, ...] = ()
+
+    @classmethod
+    def before(cls, plan: Plan, *, publish: bool) -> Unreadable:
+        """Return what the version before says of the texts that are taken from it."""
+        counts, rows = plan.counts, plan.unreadable
+        examples = tuple(map(_example, plan.titles(rows[:EXAMPLES]))) if len(rows) else ()
+        kept = counts.texts - counts.to_embed
+        return cls(counts.texts, publish, kept=kept, found=len(rows), examples=examples)
+
+    def add(self, reading: Record | None) -> Unreadable:
+        """Return the same with a shard's texts; a record written before there were readings counts for nothing."""
+        if reading is None:
+            return self
+        return dataclasses.replace(
+            self,
+            read=self.read + reading["texts"],
+            same=self.same + reading["same_tokens"],
+            found=self.found + reading["unreadable"],
+            examples=(*reading["examples"]["unreadable"], *self.examples)[:EXAMPLES],
+        )
+
+    def check(self, settings: Settings) -> None:
+        """Stop where the texts found are too many already.
+
+        Raises:
+            EncoderError: with what to do.
+        """
+        if not self.found or self.found / self.texts <= settings.embed.max_unreadable:
+            return
+        limits, share, whole = settings.embed, self.found / self.texts, self.kept + self.read == self.texts
+        enough = math.ceil(100 * share) / 100 if whole else 1
+        same = math.ceil(100 * self.same / max(self.read, 1)) / 100 if whole else 1
+        lifted = f"--embed.max-unreadable {enough}"
+        if same > limits.max_identical:  # the gate would stop the run next
+            lifted += f" --embed.max-identical {same}"
+        again = "" if self.publish else " and make the items' vectors, model and bundle with it"
+        raise EncoderError(
+            f"the encoder {settings.encoder.model} cannot read {'' if whole else 'at least '}{self.found:,} of "
+            f"{self.texts:,} distinct texts ({share:.1%}; limit embed.max_unreadable = {limits.max_unreadable:.2%})"
+            f"{_named(self.examples)}: it does not know their script and has one token, the unknown one, for most of "
+            "their words, so that their vectors would say nothing; nothing was published. Choose a multilingual model, "
+            f"e.g. --encoder.model {MULTILINGUAL} --encoder.revision COMMIT{again}; or embed them as they are: {lifted}"
+        )
+
+
+def reading_record(texts: Sequence[str], reading: Reading) -> Record:
+    """Return what a record says of how its texts were read: counts, and a few of the texts."""
+    twins = np.flatnonzero(reading.twin != np.arange(len(texts)))
+
+    def first(rows: npt.NDArray[np.int64]) -> list[str]:
+        return [_example(texts[row]) for row in rows[:EXAMPLES].tolist()]
+
+    return {
+        "texts": len(texts),
+        "unknown": int(reading.unknown.sum()),
+        "unreadable": int(reading.unreadable.sum()),
+        "same_tokens": len(twins),  # as another text of the shard
+        "same_when_cut": int(reading.full[twins].sum()),  # those of them as long as any text may be
+        "examples": {
+            "unknown": first(np.flatnonzero(reading.unknown & ~reading.unreadable)),
+            "unreadable": first(np.flatnonzero(reading.unreadable)),
+            "same_tokens": [*zip(first(reading.twin[twins]), first(twins), strict=True)],
+        },
+    }
+
+
+def merge_readings(readings: Iterable[Record | None]) -> Record:
+    """Sum the readings of shards; a shard whose record has none counts for nothing."""
+    there = [reading for reading in readings if reading]
+    counts = ("texts", "unknown", "unreadable", "same_tokens", "same_when_cut")
+    examples = {
+        kind: [example for reading in there for example in reading["examples"][kind]][:EXAMPLES]
+        for kind in ("unknown", "unreadable", "same_tokens")
+    }
+    return {key: sum(reading[key] for reading in there) for key in counts} | {"examples": examples}
+
+
+def format_reading(reading: Record) -> list[str]:
+    """Return lines about texts of which the encoder's tokens keep too little; none where they keep all."""
+    total, examples, lines = f"{reading['texts']:,} texts", reading["examples"], []
+    if reading["unknown"]:
+        lines.append(
+            f"embed: {reading['unknown']:,} of {total} have a token that stands for what the encoder does not know"
+            f"{_named(examples['unknown'])}"
+        )
+    if reading["unreadable"]:
+        lines.append(
+            f"embed: {reading['unreadable']:,} of {total} cannot be read by the encoder{_named(examples['unreadable'])}"
+        )
+    if reading["same_tokens"]:
+        cut = reading["same_when_cut"]
+        pairs = "; ".join(f"{first!r} and {second!r}" for first, second in examples["same_tokens"])
+        lines.append(
+            f"embed: {reading['same_tokens']:,} of {total} have the tokens, and so the vector, of another"
+            f"{f', {cut:,} of them when cut at encoder.max_length' if cut else ''}, e.g. {pairs}"
+        )
+    return lines
+
+
+def _example(text: str) -> str:
+    return text[:EXAMPLE_CHARACTERS]
+
+
+def _named(examples: Sequence[str]) -> str:
+    return f", e.g. {', '.join(map(repr, examples))}" if examples else ""
 
 
 # ---------------------------------------------------------------- gate

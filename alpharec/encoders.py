@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import hashlib
 import importlib.util
 import itertools
@@ -17,7 +18,8 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -84,6 +86,24 @@ class Meter:
         self.seconds += time.monotonic() - started
 
 
+@dataclass(frozen=True)
+class Reading:
+    """How much of each text is left in its tokens; an entry a text.
+
+    A token is unknown when it stands for whatever the tokenizer has no token for. A text is unreadable when it has at
+    least as many unknown tokens as known ones with a letter or a digit, or no token at all. Special tokens, the prompt
+    and what was cut off at ``encoder.max_length`` do not count.
+
+    Shapes: (n,) each.
+    """
+
+    lengths: npt.NDArray[np.int64]  # tokens, the prompt's and special ones included
+    unknown: npt.NDArray[np.bool_]  # has an unknown token
+    unreadable: npt.NDArray[np.bool_]
+    twin: npt.NDArray[np.int64]  # position of the first text with the same tokens, often the text's own
+    full: npt.NDArray[np.bool_]  # as many tokens as are kept of any text: more may have been cut off
+
+
 class Encoder(Protocol):
     """Turns texts into vectors; the same text gives the same vector up to float addition order, whatever its batch.
 
@@ -95,6 +115,10 @@ class Encoder(Protocol):
 
     def tokenize(self, texts: Sequence[str]) -> Tokens:
         """Return what ``encode`` would make of the texts first: the tokens of each, truncated."""
+        ...
+
+    def reading(self, texts: Sequence[str], tokens: Tokens) -> Reading:
+        """Return how much of the texts is left in what ``tokenize`` returned for them."""
         ...
 
     def encode(self, texts: Sequence[str], tokens: Tokens | None = None) -> Vectors:
@@ -171,6 +195,9 @@ class HashEncoder:
     def tokenize(self, texts: Sequence[str]) -> Tokens:
         return _words(texts, self._settings)
 
+    def reading(self, texts: Sequence[str], tokens: Tokens) -> Reading:
+        return _read_words(tokens, self._settings)
+
     def encode(self, texts: Sequence[str], tokens: Tokens | None = None) -> Vectors:
         vectors = np.empty((len(texts), self.width), np.float32)
         words = self.tokenize(texts) if tokens is None else tokens
@@ -209,6 +236,9 @@ class SentenceTransformersEncoder:
 
     def tokenize(self, texts: Sequence[str]) -> Tokens:
         return self._tokens.ids(texts)
+
+    def reading(self, texts: Sequence[str], tokens: Tokens) -> Reading:
+        return self._tokens.reading(texts, tokens)
 
     def encode(self, texts: Sequence[str], tokens: Tokens | None = None) -> Vectors:
         tokens = _checked(texts, self.tokenize(texts) if tokens is None else tokens)
@@ -264,6 +294,9 @@ class VllmEncoder:
 
     def tokenize(self, texts: Sequence[str]) -> Tokens:
         return self._tokens.ids(texts)
+
+    def reading(self, texts: Sequence[str], tokens: Tokens) -> Reading:
+        return self._tokens.reading(texts, tokens)
 
     def encode(self, texts: Sequence[str], tokens: Tokens | None = None) -> Vectors:
         from vllm.v1.engine.exceptions import EngineDeadError
@@ -336,16 +369,19 @@ class _Tokenizer:
             self._tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, truncation_side="right")
         except (OSError, ValueError) as error:
             raise EncoderError(f"{folder}: no tokenizer can be read ({error}); save one beside the model") from error
-        self._settings = settings
+        self._settings, self._unknown = settings, _unknown_id(self._tokenizer)
         padding = self._tokenizer.pad_token_id
         self.padding = 0 if padding is None else int(padding)  # masked; a real id matters to RoBERTa's positions only
 
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
+        return self._ids(_prompted(texts, self._settings), special=True)
+
+    def _ids(self, texts: Sequence[str], *, special: bool) -> list[list[int]]:
         if not texts:
             return []
-        prompted = _prompted(texts, self._settings)
         encoded = self._tokenizer(
-            prompted,
+            texts,
+            add_special_tokens=special,
             padding=False,
             truncation=True,
             max_length=self._settings.max_length,
@@ -353,6 +389,72 @@ class _Tokenizer:
             return_token_type_ids=False,
         )
         return cast(list[list[int]], encoded["input_ids"])
+
+    def reading(self, texts: Sequence[str], tokens: Tokens) -> Reading:
+        lengths, ids = _concatenated(tokens)
+        ends = lengths.cumsum()
+        places = zip((ends - lengths).tolist(), ends.tolist(), strict=True)
+        content = ids.tobytes()
+        twin = _first_equal([content[ids.itemsize * start : ids.itemsize * end] for start, end in places])
+        unknown, unreadable = np.zeros(len(lengths), bool), np.zeros(len(lengths), bool)
+        special, empty = self._without_title
+        counts = np.bincount(np.searchsorted(ends, np.flatnonzero(ids == self._unknown), "right"), minlength=len(ends))
+        # Few texts, as a rule: only theirs are worth looking at one by one, without prompt and special tokens.
+        doubtful = np.flatnonzero((lengths > 0) & ((counts > special) | (lengths <= empty)))
+        full = lengths >= self._settings.max_length
+        room = np.where(full, np.maximum(lengths - empty, 0), self._settings.max_length)[doubtful]
+        unknown[doubtful], unreadable[doubtful] = self._judged([texts[row] for row in doubtful.tolist()], room.tolist())
+        return Reading(lengths, unknown, unreadable, twin, full)
+
+    @functools.cached_property
+    def _without_title(self) -> tuple[int, int]:
+        """The unknown tokens among the special ones of any text, and the tokens of the prompt around nothing.
+
+        A tokenizer may end each text with a token that it also names its unknown one.
+        """
+        special, prompt = self._ids([""], special=True)[0], self.ids([""])[0]
+        return special.count(self._unknown), len(prompt)
+
+    def _judged(self, texts: Sequence[str], room: Sequence[int]) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+        """Return which of the texts have an unknown token, and which are unreadable. Shapes: -> (n,), (n,).
+
+        ``room``: the tokens that are kept of each.
+        """
+        bare = self._ids([_valid_unicode(text) for text in texts], special=False)
+        lengths, ids = _concatenated([tokens[:most] for tokens, most in zip(bare, room, strict=True)])
+        kinds, which = np.unique(ids, return_inverse=True)
+        words = [any(map(str.isalnum, word)) for word in self._tokenizer.convert_ids_to_tokens(kinds.tolist())]
+        says = np.array(words, bool)[which] if len(ids) else np.zeros(0, bool)
+        text = np.repeat(np.arange(len(lengths)), lengths)
+        unknown = np.bincount(text[ids == self._unknown], minlength=len(lengths))
+        known = np.bincount(text[says & (ids != self._unknown)], minlength=len(lengths))
+        return unknown > 0, (unknown >= known) & ((unknown > 0) | (lengths == 0))
+
+
+def _unknown_id(tokenizer: Any) -> int:
+    """Return the token that stands for whatever has none, -1 where everything has one, as in a BPE of bytes.
+
+    Such a tokenizer may name an unknown token all the same, the one that ends a text; its model knows better.
+    """
+    model: Any = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
+    if hasattr(model, "unk_token"):
+        token = None if model.unk_token is None else model.token_to_id(model.unk_token)
+    else:
+        token = tokenizer.unk_token_id
+    return -1 if token is None else int(token)
+
+
+def _concatenated(tokens: Sequence[Sequence[int]]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]:
+    """Return the number of each text's tokens, and all their ids."""
+    lengths = np.fromiter(map(len, tokens), np.int64, len(tokens))
+    return lengths, np.fromiter(itertools.chain.from_iterable(tokens), np.int32, int(lengths.sum()))
+
+
+def _first_equal(values: Sequence[Hashable]) -> npt.NDArray[np.int64]:
+    """Return for each value the position of the first one that equals it."""
+    first: dict[Hashable, int] = {}
+    found = (first.setdefault(value, position) for position, value in enumerate(values))
+    return np.fromiter(found, np.int64, len(values))
 
 
 def _checked(texts: Sequence[str], tokens: Tokens) -> Tokens:
@@ -509,20 +611,27 @@ def _read_json(path: Path, default: Any) -> Any:
     return json.loads(path.read_text()) if path.is_file() else default
 
 
-def count_tokens(settings: EncoderSettings, texts: Sequence[str]) -> list[int]:
-    """Return the tokens of each text, special ones included, as the encoder would read it; no engine starts.
+def read_texts(settings: EncoderSettings, texts: Sequence[str]) -> Reading:
+    """Return how the encoder would read the texts; no engine starts.
 
     Raises:
         EncoderError: the model is not there.
     """
     if settings.backend == "hash":
-        return [len(words) for words in _words(texts, settings)]
-    return [len(ids) for ids in _Tokenizer(resolve_model(settings), settings).ids(texts)]
+        return _read_words(_words(texts, settings), settings)
+    tokenizer = _Tokenizer(resolve_model(settings), settings)
+    return tokenizer.reading(texts, tokenizer.ids(texts))
 
 
 def _words(texts: Sequence[str], settings: EncoderSettings) -> list[list[str]]:
     prompted = _prompted(texts, settings)
     return [(re.findall(r"\w+", text.lower()) or [text])[: settings.max_length] for text in prompted]
+
+
+def _read_words(words: Tokens, settings: EncoderSettings) -> Reading:
+    """Return how the hash encoder reads texts: it knows every word."""
+    lengths, none = np.fromiter(map(len, words), np.int64, len(words)), np.zeros(len(words), bool)
+    return Reading(lengths, none, none, _first_equal([*map(tuple, words)]), lengths >= settings.max_length)
 
 
 def _prompted(texts: Sequence[str], settings: EncoderSettings) -> list[str]:

@@ -6,7 +6,7 @@ immutable and shared by the versions of the line, so a text is computed once and
     vectors/<name>-<fingerprint>/<version>/manifest.json        all files of the version, those in shards/ too
     vectors/<name>-<fingerprint>/<version>/…-items.parquet      item_id, shard, row: where each item's vector is
     vectors/<name>-<fingerprint>/<version>/…-quarantine.parquet item_id, title, reason: items without a vector
-    vectors/<name>-<fingerprint>/shards/…-<digest>.parquet      key (of the text), vector: a shard
+    vectors/<name>-<fingerprint>/shards/…-<digest>.parquet      key (of the text), vector, unreadable: a shard
     vectors/<name>-<fingerprint>/shards/<digest>.json           record of a complete shard, named by its texts
     vectors/<name>-<fingerprint>/shards/…-probe.parquet         text, vector: what a later engine must reproduce
 
@@ -43,6 +43,7 @@ SHARDS = "shards"
 ITEMS = "items.parquet"
 QUARANTINE = "quarantine.parquet"
 PROBE = "probe.parquet"
+UNREADABLE = "unreadable"
 LEASE = "LEASE"
 LEASE_S = 60.0  # a run that dies on another machine blocks the line for this long
 KEY_BYTES = 16
@@ -125,6 +126,7 @@ class Plan:
     counts: Counts
     place: Int64s
     first_shard: int
+    unreadable: Int64s  # rows of texts that the version before has as unreadable, each text once
 
     def shards(self, size: int) -> Iterator[tuple[int, str, pa.Array]]:
         """Yield number, digest and texts of the shards to compute, in catalog order, and note where they will be."""
@@ -156,6 +158,16 @@ class Plan:
             chosen = first[(seen + np.arange(len(first))) % every == 0]
             texts += batch["title"].take(pa.array(chosen)).to_pylist()
             seen += len(first)
+        return texts
+
+    def titles(self, rows: Int64s) -> list[str]:
+        """Return the titles of some rows, in the order of the catalog."""
+        texts: list[str] = []
+        for start, batch in _batches(self.catalog, ["title"]):
+            if len(texts) == len(rows):
+                break
+            chosen = rows[(rows >= start) & (rows < start + len(batch))] - start
+            texts += batch["title"].take(pa.array(chosen)).to_pylist()
         return texts
 
     def first_texts(self, count: int, used: set[int]) -> tuple[list[str], Int64s]:
@@ -223,9 +235,11 @@ def make_plan(catalog: Artifact, base: Artifact | None, folder: Path) -> Plan:
         texts_now.add(_records(TEXT, row[there], *text_keys(batch["title"].filter(pa.array(there))).T))
         if base:
             items_now.add(_records(ITEM, row, _id_hashes(batch["item_id"])))
+    unreadable = [np.empty(0, np.int64)]
     if base:
-        for shard, keys, row in _base_keys(base, shards):
+        for shard, keys, row, marked in _base_keys(base, shards):
             texts_before.add(_records(TEXT, (shard << 32) | row, *keys.T))
+            unreadable.append((shard << 32) | marked)
         for _, batch in _batches(base, ["item_id", "shard", "row"]):
             at = (batch["shard"].to_numpy().astype(np.int64) << 32) | batch["row"].to_numpy()
             items_before.add(_records(ITEM, at, _id_hashes(batch["item_id"])))
@@ -244,7 +258,8 @@ def make_plan(catalog: Artifact, base: Artifact | None, folder: Path) -> Plan:
         duplicates=usable_items - texts,
         to_embed=to_embed,
     )
-    return Plan(catalog, base, counts, place, max(shards, default=-1) + 1)
+    first_shard = max(shards, default=-1) + 1
+    return Plan(catalog, base, counts, place, first_shard, _rows_at(place, np.concatenate(unreadable)))
 
 
 def usable(titles: pa.Array) -> tuple[pa.Array, dict[int, str]]:
@@ -286,15 +301,33 @@ def _batches(artifact: Artifact, columns: list[str], *, clean: bool = True) -> I
             start += len(batch)
 
 
-def _base_keys(base: Artifact, shards: Mapping[int, str]) -> Iterator[tuple[int, Keys, Int64s]]:
-    """Yield number, keys and rows of each shard's texts; texts that got no vector are left out."""
+def _rows_at(place: Int64s, wanted: Int64s) -> Int64s:
+    """Return a row of each wanted place that some item has; the memory goes by those."""
+    if not len(wanted):
+        return wanted
+    rows = [
+        start + np.flatnonzero(np.isin(place[start : start + BATCH_ROWS], wanted))
+        for start in range(0, len(place), BATCH_ROWS)
+    ]
+    found = np.concatenate(rows)
+    return np.sort(found[np.unique(place[found], return_index=True)[1]])
 
-    def read(shard: int) -> tuple[int, Keys, Int64s]:
+
+def _base_keys(base: Artifact, shards: Mapping[int, str]) -> Iterator[tuple[int, Keys, Int64s, Int64s]]:
+    """Yield number, keys and rows of each shard's texts, and the rows of unreadable ones.
+
+    Texts that got no vector are left out. A shard that says of no text whether it is unreadable counts as having none.
+    """
+
+    def read(shard: int) -> tuple[int, Keys, Int64s, Int64s]:
         with base.open_table(shards[shard]) as file:
-            column = file.read(columns=["key"])["key"].combine_chunks()
+            told = UNREADABLE in file.schema_arrow.names
+            table = file.read(columns=["key", UNREADABLE] if told else ["key"])
+        column = table["key"].combine_chunks()
+        marked = table[UNREADABLE].to_numpy() if told else np.zeros(len(column), bool)
         row = np.flatnonzero(column.is_valid().to_numpy(zero_copy_only=False))
         raw = np.frombuffer(column.buffers()[1], "<u8").reshape(-1, 2)[column.offset : column.offset + len(column)]
-        return shard, raw[row], row.astype(np.int64)
+        return shard, raw[row], row.astype(np.int64), row[marked[row]].astype(np.int64)
 
     numbers = sorted(shards)
     with ThreadPoolExecutor(READERS) as pool:

@@ -20,7 +20,7 @@ from alpharec.config import (
 )
 
 CONFIGS = sorted((Path(__file__).parents[1] / "jobs" / "configs").glob("*.toml"))
-NUM_SETTINGS = 135
+NUM_SETTINGS = 136
 
 
 def toml(folder: Path, content: str) -> str:

@@ -16,9 +16,31 @@ import pytest
 
 from alpharec.artifacts import LATEST, MANIFEST, Artifact, ArtifactError, Store
 from alpharec.config import EmbedSettings, Settings
-from alpharec.embed import EmbedError, Progress, ShardEncoder, Target, dry_run, embed, encode_each, quality
-from alpharec.encoders import EncoderDied, EncoderError, Meter, RefusedTexts, make_encoder
-from alpharec.vectors import KIND, LEASE, PROBE, QUARANTINE, SHARDS, load_vectors, verify
+from alpharec.embed import (
+    WORK,
+    EmbedError,
+    Progress,
+    ShardEncoder,
+    Target,
+    Unreadable,
+    dry_run,
+    embed,
+    embed_texts,
+    encode_each,
+    quality,
+)
+from alpharec.encoders import EncoderDied, EncoderError, Meter, Reading, RefusedTexts, make_encoder
+from alpharec.vectors import (
+    KIND,
+    LEASE,
+    PROBE,
+    QUARANTINE,
+    SHARDS,
+    load_vectors,
+    shard_digest,
+    text_keys,
+    verify,
+)
 
 # Ten items, seven distinct titles: shards of three are 3 + 3 + 1.
 TITLES = ["Dune", "Emma", "Dune", "Ulysses", "The Trial", "Emma", "Dune", "Momo", "Solaris", "Heidi"]
@@ -417,6 +439,176 @@ def test_quality_counts_vectors_that_are_equal_or_not_finite() -> None:
     assert quality(vectors[:0]) == {"norms": None, "not_finite": 0, "identical": 0}
 
 
+# ---------------------------------------------------------------- texts that the encoder cannot read
+
+ENGLISH = ["Lamp", "lamp", "Teapot", "Blue mug", "Wool scarf", "Oak chair", "Garden hose", "Tea towel", "Red boots"]
+THAI = ["กาแฟคั่วบด", "อ่านหนังสือ", "เสื้อยืดสีขาว"]  # one unknown token each to MiniLM
+MIXED = ENGLISH + THAI  # a quarter is unreadable
+MINILM: dict[str, Any] = {}
+
+
+@pytest.fixture(scope="module")
+def mixed_root(ray_local: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Make vectors of ``MIXED`` as they are."""
+    root = tmp_path_factory.mktemp("mixed") / "store"
+    store = Store(str(root))
+    embed(store, settings_with(MINILM, max_unreadable=0.25, max_identical=0.25), write_dataset(store, MIXED))
+    return root
+
+
+@pytest.fixture
+def mixed(mixed_root: Path, tmp_path: Path) -> Run:
+    store = Store(str(shutil.copytree(mixed_root, tmp_path / "store")))
+    dataset = store.find("datasets", "shop", "d1")
+    return Run(store, dataset, find(store, dataset, settings_with(MINILM)))
+
+
+def advised(message: str) -> dict[str, float]:
+    """Return the settings of ``embed`` that a message tells to pass."""
+    words = message.split()
+    options = {"--embed.max-unreadable": "max_unreadable", "--embed.max-identical": "max_identical"}
+    return {options[word]: float(words[at + 1]) for at, word in enumerate(words) if word in options}
+
+
+@pytest.mark.usefixtures("no_ray")
+def test_a_catalog_in_a_script_that_the_encoder_does_not_know_stops_before_anything_is_computed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = Store(str(tmp_path))
+    dataset = write_dataset(store, MIXED)
+    target = Target.of(dataset, settings_with(MINILM))
+    with pytest.raises(EncoderError) as caught:
+        embed(store, settings_with(MINILM), dataset)
+    message = str(caught.value)
+    assert "cannot read 3 of 12 distinct texts (25.0%; limit embed.max_unreadable = 5.00%)" in message
+    assert all(repr(title) in message for title in THAI)
+    assert "--encoder.model sentence-transformers/paraphrase-multilingual-MiniLM-L12-v2 --encoder.revision" in message
+    assert store.find(KIND, target.line, target.version) is None
+    assert state_of(tmp_path / KIND) == {}
+    told = "embed: the encoder cannot read about 25.0% of the texts, e.g. 'กาแฟคั่วบด', 'อ่านหนังสือ', 'เสื้อยืดสีขาว' ("
+    text = dry_run(store, settings_with(MINILM), dataset)
+    assert text.splitlines()[-1] == f"{told}more than embed.max_unreadable = 5.00%)"
+    text = dry_run(store, settings_with(MINILM, max_unreadable=0.25), dataset)
+    assert text.splitlines()[-1] == f"{told}within embed.max_unreadable = 25.00%)"
+    assert "cannot read" not in dry_run(store, settings_with(), dataset), "the hash encoder reads all"
+
+
+def test_what_the_message_advises_publishes_the_texts_as_they_are_and_tells_of_them(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    dataset = write_dataset(store, [*MIXED, "Coffee and more กาแฟคั่วบด"])
+    with pytest.raises(EncoderError, match=r"3 of 13 .*--embed\.max-unreadable 0\.24 --embed\.max-iden") as caught:
+        embed(store, settings_with(MINILM), dataset)
+    with caplog.at_level("INFO", "alpharec"):
+        made = embed(store, settings_with(MINILM, **advised(str(caught.value))), dataset)
+    vectors = load_vectors(made)
+    assert np.array_equal(vectors[9], vectors[11]), "as the report says"
+    assert made.summary["unreadable"] == 3
+    shards = {"texts": 13, "unknown": 4, "unreadable": 3, "same_tokens": 3, "same_when_cut": 0}
+    assert made.summary["reading"] == shards, "in shards of three: lamp, and two of the Thai titles"
+    told = [line for line in caplog.messages if " 13 texts " in line]
+    assert [line.split(", e.g.")[0] for line in told] == [
+        "embed: 4 of 13 texts have a token that stands for what the encoder does not know",
+        "embed: 3 of 13 texts cannot be read by the encoder",
+        "embed: 3 of 13 texts have the tokens, and so the vector, of another",
+    ]
+    assert told[0].endswith("e.g. 'Coffee and more กาแฟคั่วบด'")
+    assert "'Lamp' and 'lamp'" in told[2]
+
+
+@pytest.mark.parametrize(
+    ("found", "texts", "limit", "passes"),
+    [(1, 20, 0.05, True), (2, 39, 0.05, False), (29, 100, 0.29, True), (7, 100, 0.07, True), (1, 3, 0, False),
+     (0, 3, 0, True), (3, 3, 1, True), (0, 0, 0, True)],
+)  # fmt: skip
+def test_a_share_at_the_limit_passes(found: int, texts: int, limit: float, passes: bool) -> None:
+    seen, settings = Unreadable(texts, True, read=texts, found=found), settings_with(max_unreadable=limit)
+    if passes:
+        seen.check(settings)
+    else:
+        with pytest.raises(EncoderError, match=f"{found} of {texts} distinct texts") as caught:
+            seen.check(settings)
+        seen.check(settings_with(**advised(str(caught.value))))
+
+
+@pytest.mark.usefixtures("no_ray")
+def test_finished_shards_do_not_let_a_run_past_the_limit(mixed: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    mixed.forget()
+    monkeypatch.setattr("alpharec.embed.SAMPLE", 1)  # one text of twelve says nothing
+    with pytest.raises(EncoderError, match=r"cannot read 3 of 12 distinct texts") as caught:
+        embed(mixed.store, settings_with(MINILM, max_unreadable=0.2), mixed.dataset)
+    again = embed(mixed.store, settings_with(MINILM, **advised(str(caught.value))), mixed.dataset)
+    assert again.summary["unreadable"] == 3
+
+
+@pytest.mark.usefixtures("no_ray")
+def test_records_without_a_reading_count_for_nothing(mixed: Run) -> None:
+    """An earlier release wrote them."""
+    mixed.forget()
+    for shard in range(4):
+        record = json.loads(mixed.record(shard).read_text())
+        del record["reading"]
+        mixed.record(shard).write_text(json.dumps(record))
+    made = embed(mixed.store, settings_with(MINILM, max_unreadable=0.25, max_identical=0.25), mixed.dataset)
+    assert made.summary["unreadable"] == 0
+    assert made.summary["reading"]["texts"] == 0
+
+
+@pytest.mark.usefixtures("no_ray")
+def test_the_limit_holds_for_the_whole_version_not_for_what_is_new_in_it(mixed: Run) -> None:
+    settings = settings_with(MINILM, yes=True)
+    fewer = write_dataset(mixed.store, {f"i{row}": MIXED[row] for row in (0, 2, 3, 4, 5, 6, 9)}, "d2")
+    with pytest.raises(EncoderError, match=r"cannot read 1 of 7 distinct texts \(14\.3%; .*, e\.g\. 'กาแฟคั่วบด':"):
+        embed(mixed.store, settings, fewer)
+    kept = embed(mixed.store, settings_with(MINILM, max_unreadable=0.15, yes=True), fewer)
+    assert kept.summary["unreadable"] == 1
+    assert kept.summary["reading"]["texts"] == 0
+    mended = embed(mixed.store, settings, write_dataset(mixed.store, ENGLISH, "d3"))
+    assert mended.summary["unreadable"] == 0, "of its own texts, whatever else the shards before hold"
+
+
+@pytest.mark.usefixtures("no_ray")
+def test_a_wish_that_the_encoder_cannot_read_stops_with_the_same_words(mixed: Run) -> None:
+    ids = pa.array(["0", "1"], pa.string())
+    for wishes in (["กระเป๋าเดินทาง", "a lamp"], [THAI[0], "Lamp"]):  # new, and the title of an item
+        with pytest.raises(EncoderError, match=r"cannot read 1 of 2 distinct texts .* model and bundle with it; or"):
+            embed_texts(mixed.store, settings_with(MINILM), ids, pa.array(wishes, pa.string()))
+
+
+def test_wishes_are_embedded_as_they_are_where_that_is_asked_for(mixed: Run) -> None:
+    ids, wishes = pa.array(["0", "1"], pa.string()), pa.array(["กระเป๋าเดินทาง", "หนังสือเก่า"], pa.string())
+    with pytest.raises(EncoderError, match="cannot read 2 of 2") as caught:
+        embed_texts(mixed.store, settings_with(MINILM), ids, wishes)
+    made = embed_texts(mixed.store, settings_with(MINILM, **advised(str(caught.value))), ids, wishes)
+    assert made.summary["unreadable"] == 2
+
+
+def test_an_actor_stops_before_its_engine_has_a_text_of_a_shard_that_says_enough(tmp_path: Path) -> None:
+    class Reader:
+        def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+            return [[0] for _ in texts]
+
+        def reading(self, texts: Sequence[str], tokens: Sequence[Sequence[int]]) -> Reading:
+            found = np.array([text in THAI for text in texts])
+            return Reading(np.ones(len(texts), np.int64), found, found, np.arange(len(texts)), ~found)
+
+        def encode(self, *_: object) -> np.ndarray:
+            raise AssertionError("the engine has the shard")
+
+    store, texts = Store(str(tmp_path)), pa.array(MIXED)
+    draft = store.draft(KIND, "line", "v1")
+    with draft.stream_table(WORK, pa.schema({"text": pa.string()})) as write:
+        write(pa.table({"text": texts}))
+    seen, name = Unreadable(texts=100, publish=True, kept=10, found=3), shard_digest(text_keys(texts))
+    settings = settings_with(max_unreadable=0.05)
+    worker = ShardEncoder(store, "line", "v1", draft.files[WORK]["path"], None, settings, most_refused=0, seen=seen)
+    worker.encoder = Reader()
+    row = worker({"number": np.array([0]), "group": np.array([0]), "digest": np.array([name])})
+    assert row["error"][0].count("cannot read at least 6 of 100 distinct texts (6.0%; limit embed.max_unreadable") == 1
+    assert advised(row["error"][0])["max_unreadable"] == 1, "the rest of the texts may be no better"
+    assert list((tmp_path / KIND / "line").glob("shards/*")) == []
+
+
 # ---------------------------------------------------------------- texts and models that do not work
 
 
@@ -527,7 +719,8 @@ def test_a_storage_that_fails_a_worker_is_one_message_for_the_driver(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = Store(str(tmp_path))
-    worker = ShardEncoder(store, "shop", "v1", "work.parquet", None, settings_with(), most_refused=0)
+    seen = Unreadable(texts=9, publish=True)
+    worker = ShardEncoder(store, "shop", "v1", "work.parquet", None, settings_with(), most_refused=0, seen=seen)
 
     def full(_group: int, name: str) -> None:
         with store.asking(name):

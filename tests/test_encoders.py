@@ -24,6 +24,7 @@ from alpharec.encoders import (
     fingerprint,
     fingerprint_digest,
     make_encoder,
+    read_texts,
     resolve_model,
 )
 
@@ -284,6 +285,94 @@ def test_last_pooling_of_a_causal_model_takes_the_last_real_token(causal_model: 
     vectors = encode(TITLES, model=str(causal_model), pooling="last", normalize=False)
     expected = [pooled(token_states(causal_model, title, 128), "last") for title in TITLES]
     np.testing.assert_allclose(vectors, expected, atol=1e-4)  # entries up to 4, other order of additions
+
+
+# ---------------------------------------------------------------- what tokens keep of a text
+
+
+MUGS, BOOKS = "กาแฟคั่วบด", "อ่านหนังสือ"  # one unknown token each to the English model
+READ = {  # (has an unknown token, is unreadable) by the English model
+    "Dune": (False, False),
+    "!!!": (False, False),
+    MUGS: (True, True),
+    f"{BOOKS} !": (True, True),
+    f"{MUGS} (2019)": (True, True),  # one known against one unknown, punctuation aside
+    f"{MUGS} (2019), new": (True, False),
+    f"Coffee {MUGS} {BOOKS}": (True, True),
+    f"Coffee from the hills {MUGS}": (True, False),
+    "千と千尋の神隠し": (True, False),  # two of eight
+    "Война и мир": (False, False),  # single letters, but known ones
+    "\u200b": (False, True),  # nothing is left of it
+}
+
+
+@pytest.mark.parametrize("prompt", ["{title}", "film: {title}, for the whole family", f"{MUGS} {{title}} {BOOKS}"])
+def test_a_text_is_unreadable_when_its_own_words_are_unknown_whatever_the_prompt(prompt: str) -> None:
+    reading = read_texts(EncoderSettings(prompt=prompt), list(READ))
+    found = zip(reading.unknown.tolist(), reading.unreadable.tolist(), strict=True)
+    assert dict(zip(READ, found, strict=True)) == READ
+
+
+def test_texts_of_the_same_tokens_and_full_ones_are_found() -> None:
+    texts = ["Lamp", MUGS, "lamp", "blue lamp of glass", BOOKS, "blue lamp of oak"]
+    reading = read_texts(EncoderSettings(max_length=5), texts)
+    assert reading.twin.tolist() == [0, 1, 0, 3, 1, 3]
+    assert reading.full.tolist() == [False, False, False, True, False, True]
+    assert reading.lengths.tolist() == [3, 3, 3, 5, 3, 5], "[CLS] and [SEP] too"
+    vectors = encode(texts, max_length=5)
+    np.testing.assert_allclose(vectors, vectors[reading.twin], atol=1e-6)
+
+
+def test_words_that_were_cut_off_do_not_make_a_text_readable() -> None:
+    text = f"{MUGS} {BOOKS} in a bag of paper"
+    for length, unreadable in ((4, True), (6, True), (7, False)):
+        assert read_texts(EncoderSettings(max_length=length), [text]).unreadable.tolist() == [unreadable], length
+
+
+def test_no_texts_are_no_reading() -> None:
+    for settings in (EncoderSettings(), EncoderSettings(backend="hash")):
+        assert read_texts(settings, []).unreadable.tolist() == []
+
+
+def test_hash_encoder_reads_every_text_and_takes_case_for_nothing() -> None:
+    reading = read_texts(EncoderSettings(backend="hash", max_length=4), ["Lamp", MUGS, "!!!", "LAMP", "a b c d e"])
+    assert not reading.unknown.any()
+    assert not reading.unreadable.any()
+    assert reading.twin.tolist() == [0, 1, 2, 0, 4]
+    assert reading.full.tolist() == [False, False, False, False, True]
+
+
+END = "<|endoftext|>"
+
+
+@pytest.mark.parametrize(("kind", "unreadable"), [("bytes", False), ("words", True)])
+def test_an_unknown_token_that_also_ends_every_text_counts_where_it_stands_for_a_word(
+    minilm: Path, tmp_path: Path, kind: str, unreadable: bool
+) -> None:
+    """Of bytes every text is made; a tokenizer of bytes names an unknown token nevertheless, as GPT-2's and Qwen's."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    if kind == "bytes":
+        tokenizer = Tokenizer(models.BPE())
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        alphabet = pre_tokenizers.ByteLevel.alphabet()
+        trainer = trainers.BpeTrainer(initial_alphabet=alphabet, special_tokens=[END], show_progress=False)
+        tokenizer.train_from_iterator(["Dune"], trainer)
+    else:
+        tokenizer = Tokenizer(models.WordLevel({END: 0, "Dune": 1}, unk_token=END))
+        tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.post_processor = processors.TemplateProcessing(single=f"$A {END}", special_tokens=[(END, 0)])
+    folder = tmp_path / kind
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token=END, eos_token=END).save_pretrained(folder)
+    for file in ("config.json", "model.safetensors"):
+        shutil.copy(minilm / file, folder)
+    reading = read_texts(EncoderSettings(model=str(folder)), ["Dune", MUGS, "Dune Dune Dune " + BOOKS])
+    assert reading.unreadable.tolist() == [False, unreadable, False]
+    assert reading.unknown.tolist() == [False, unreadable, unreadable]
+
+
+# ---------------------------------------------------------------- engines
 
 
 BFLOAT16_CLS = {"dtype": "bfloat16", "pooling": "cls", "normalize": False, "max_length": 12}

@@ -42,6 +42,7 @@ from alpharec.vectors import (
     LEASE,
     QUARANTINE,
     SHARDS,
+    UNREADABLE,
     Counts,
     Plan,
     collect_garbage,
@@ -119,14 +120,17 @@ def vectors_of(titles: Titles, refuses: Set[str] = frozenset()) -> npt.NDArray[n
     return made
 
 
-def write_shard(store: Store, name: str, texts: list[str], refuses: Set[str]) -> dict[str, object]:
+def write_shard(
+    store: Store, name: str, texts: list[str], refuses: Set[str], unreadable: Set[str] | None = None
+) -> dict[str, object]:
     made = vectors_of(texts, refuses)
     there = np.array([text not in refuses for text in texts])
     column = pa.FixedSizeListArray.from_arrays(pa.array(made.reshape(-1)), ENCODER.width)
     draft = Draft(store, KIND, LINE, SHARDS)
-    draft.write_table(
-        f"{name}.parquet", pa.table({"key": key_column(text_keys(pa.array(texts)), there), "vector": column})
-    )
+    table = pa.table({"key": key_column(text_keys(pa.array(texts)), there), "vector": column})
+    if unreadable is not None:
+        table = table.append_column(UNREADABLE, pa.array([text in unreadable for text in texts]))
+    draft.write_table(f"{name}.parquet", table)
     facts = draft.files[f"{name}.parquet"]
     store.write(json.dumps({"file": facts}).encode(), KIND, LINE, SHARDS, record_name(name))
     return facts | {"folder": SHARDS}
@@ -140,15 +144,19 @@ def make_version(
     version: str = "",
     size: int = 3,
     refuses: Set[str] = frozenset(),
+    unreadable: Set[str] | None = None,
     published: bool = True,
 ) -> Artifact:
-    """Make the version of a catalog after ``base``; the encoder refuses some texts."""
+    """Make the version of a catalog after ``base``; the encoder refuses some texts and cannot read others.
+
+    ``unreadable``: None writes shards as releases did that did not ask.
+    """
     plan = plan_for(write_catalog(store, titles), base)
     draft = store.draft(KIND, LINE, version or f"v{next(NEW_IDS)}")
     known = base.files if base else {}
     made, refused = {}, {}
     for number, name, texts in plan.shards(size):
-        made[shard_file(number)] = write_shard(store, name, texts.to_pylist(), refuses)
+        made[shard_file(number)] = write_shard(store, name, texts.to_pylist(), refuses, unreadable)
         refused |= {(number << 32) | row: "refused" for row, text in enumerate(texts.to_pylist()) if text in refuses}
     used, quarantined = plan.write_items(draft, refused)
     for file in map(shard_file, used):
@@ -158,6 +166,17 @@ def make_version(
 
 
 # ---------------------------------------------------------------- plan
+
+
+def test_a_plan_has_each_text_once_that_shards_before_mark_as_unreadable(store: Store) -> None:
+    first = make_version(store, ["a", "b", "c", "d", "e"])
+    marked = make_version(store, ["a", "b", "f", "g", "h", "i"], first, unreadable={"b", "f", "i", "refused"})
+    titles = ["new", "i", "a", "f", None, "i", "b", "d"]
+    plan = plan_for(write_catalog(store, titles), marked)
+    assert plan.unreadable.tolist() == [1, 3], "b is of a shard without marks"
+    assert plan.titles(plan.unreadable) == ["i", "f"]
+    assert plan_for(write_catalog(store, titles), first).unreadable.tolist() == []
+    assert plan_for(write_catalog(store, titles)).unreadable.tolist() == []
 
 
 def naive_counts(old: Mapping[str, str | None], known: Set[str], titles: Mapping[str, str | None]) -> Counts:

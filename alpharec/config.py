@@ -322,7 +322,15 @@ class TrainSettings(Section):
         "processors that compute in it, ten times slower on others",
     )
     max_epochs: int = Field(
-        500, ge=0, description="an epoch draws as many positives as there are train interactions; 0: leave it untrained"
+        500,
+        ge=0,
+        description="an epoch draws as many positives as there are train interactions; 0: leave it untrained. Without "
+        "a validation part the last epoch's model is kept, and the number must be set here or by train.epochs_from",
+    )
+    epochs_from: str = Field(
+        "",
+        description="NAME/VERSION of a trained model, or of its evaluation, in the storage: its picked epoch replaces "
+        "max_epochs; to fit the final model on all data",
     )
     evaluate_every: int = Field(5, ge=1, description="epochs between two validations")
     patience: int = Field(20, ge=1, description="validations without a better score before the run stops")

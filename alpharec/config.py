@@ -154,13 +154,21 @@ class DataSettings(Section):
     min_rating: float | None = Field(None, description="keep interactions rated at least this")
     min_user_interactions: int = Field(0, ge=0, description="k-core: fewest interactions of a user")
     min_item_interactions: int = Field(0, ge=0, description="k-core: fewest interactions of an item")
-    split: Literal["given", "ratio-random", "ratio-time", "leave-last-out", "global-time"] = Field(
+    split: Literal["given", "ratio-random", "ratio-time", "leave-last-out", "global-time", "none"] = Field(
         "ratio-random",
         description="given: by split_column or the format's files. ratio-*: per user, at random or by time. "
-        "leave-last-out: a user's last item is test, the one before valid. global-time: one moment for everyone.",
+        "leave-last-out: a user's last item is test, the one before valid. global-time: one moment for everyone. "
+        "none: every interaction is train, whatever split_column says.",
     )
     ratios: tuple[float, float, float] = Field(
-        (0.4, 0.3, 0.3), description="shares of train, valid, test; the paper's 4:3:3"
+        (0.4, 0.3, 0.3),
+        description="shares of train, valid, test; the paper's 4:3:3. A share of 0 leaves valid or test out",
+    )
+    on_empty_split: Literal["error", "allow"] = Field(
+        "error",
+        description="valid or test is empty, and neither data.split = none nor a ratio of 0 asks for it: stop, or "
+        "continue without it",
+        exclude_if=lambda policy: policy == "error",  # part of a dataset's version only where it lets something pass
     )
     drop_cold_truth: bool = Field(
         False, description="leave out valid and test interactions with items that have no train interaction"
@@ -257,9 +265,16 @@ class DataSettings(Section):
             raise ValueError(f"data.split = given: {self.format} files carry no split; choose another data.split")
         if self.split == "given" and self.format == "table" and not self.split_column:
             raise ValueError("data.split = given needs data.split_column (got none)")
-        if self.split != "given" and self.split_column:
+        if self.split not in ("given", "none") and self.split_column:
             raise ValueError(f"data.split_column is set but data.split = {self.split}; set data.split = given")
         return self
+
+    @property
+    def shares(self) -> tuple[float, float, float] | None:
+        """Return the shares of train, valid and test; None where the input or the users' last items decide."""
+        if self.split == "none":
+            return 1.0, 0.0, 0.0
+        return None if self.split in ("given", "leave-last-out") else self.ratios
 
 
 class EncoderSettings(Section):
@@ -429,7 +444,15 @@ class TrainSettings(Section):
         "processors that compute in it, ten times slower on others",
     )
     max_epochs: int = Field(
-        500, ge=0, description="an epoch draws as many positives as there are train interactions; 0: leave it untrained"
+        500,
+        ge=0,
+        description="an epoch draws as many positives as there are train interactions; 0: leave it untrained. Without "
+        "a validation part the last epoch's model is kept, and the number must be set here or by train.epochs_from",
+    )
+    epochs_from: str = Field(
+        "",
+        description="NAME/VERSION of a trained model, or of its evaluation, in the storage: its picked epoch replaces "
+        "max_epochs; to fit the final model on all data",
     )
     evaluate_every: int = Field(5, ge=1, description="epochs between two validations")
     patience: int = Field(20, ge=1, description="validations without a better score before the run stops")

@@ -34,6 +34,7 @@ from alpharec.ranking import (
 )
 from alpharec.vectors import load_vectors
 
+MEASURED = ("valid", "test")  # splits that an evaluation ranks for
 MAPPED, NAMED = 2000, 25  # items on the map of an evaluation, and those whose titles are written there
 
 
@@ -47,7 +48,8 @@ class EvaluationError(RuntimeError):
 def evaluate_model(store: Store, settings: Settings, dataset: Artifact, vectors: Artifact, model: Artifact) -> Artifact:
     """Return a model's evaluation on valid and test, beside most-popular; ``per_user.parquet`` has each user's values.
 
-    ``metrics.json``: means by split; test also by user activity and, as ``recall@K/group``, by item popularity.
+    ``metrics.json``: means by split; test also by user activity and, as ``recall@K/group``, by item popularity. A split
+    without interactions has no means, and is named under ``not_measured``.
     ``report.html``: the same as figures, the learning curve, and a map of the items before and after training.
     """
     chosen = settings.evaluate.model_dump(mode="json", exclude={"block_size", "model"})
@@ -59,7 +61,8 @@ def evaluate_model(store: Store, settings: Settings, dataset: Artifact, vectors:
     data, item_IT = load_dataset(dataset), torch.from_numpy(load_vectors(vectors)).float()
     scored = scored_by(model, data, item_IT)
     metrics, test = measure(data, scored, settings.evaluate)
-    metrics["baselines"] = {"most-popular": measure(data, popularity(data), settings.evaluate)[0]["test"]}
+    popular, _ = measure(data, popularity(data), settings.evaluate)
+    metrics["baselines"] = {"most-popular": popular["test"]} if "test" in popular else {}
     draft = store.draft("evaluations", settings.name, version)
     draft.write_json("metrics.json", metrics)
     maps = {"title vectors": item_IT} | ({} if isinstance(scored, Scores) else {"representations": scored[1]})
@@ -71,7 +74,7 @@ def evaluate_model(store: Store, settings: Settings, dataset: Artifact, vectors:
     return draft.commit(
         settings=settings.model_dump(mode="json", include={"name", "evaluate"}),
         inputs={"dataset": dataset, "vectors": vectors, "model": model},
-        summary=metrics["test"],
+        summary=metrics["test"] if "test" in metrics else metrics["not_measured"],
     )
 
 
@@ -79,11 +82,10 @@ def _evaluation_page(
     data: Dataset, model: Artifact, metrics: dict[str, Any], k: int, maps: Mapping[str, Tensor]
 ) -> str:
     """Return figures of an evaluation, groups by Recall@k, and a map of the items by each of ``maps``, [I, any]."""
-    history, test = model.read_json("history.json"), metrics["test"]
-    select = next(name for name in model.summary if "_recall@" in name)
+    history, test = model.read_json("history.json"), metrics.get("test", {})
     recall = f"recall@{k}"
     figures = {}
-    for name in ("loss", select):
+    for name in ("loss", *selection_of(model)):
         entries = [entry for entry in history if name in entry]
         curve = [entry["epoch"] for entry in entries], [entry[name] for entry in entries]
         if len(entries) > 1:
@@ -104,7 +106,13 @@ def _evaluation_page(
         {"model": name} | {metric: found[metric] for metric in shown if metric in found}
         for name, found in ({f"{model.name} {model.version}": test} | baselines).items()
     ]
+    rows[0] |= metrics.get("not_measured", {})
     return report.page(f"Evaluation of {model.name} {model.version}", metrics, figures, rows)
+
+
+def selection_of(model: Artifact) -> list[str]:
+    """Return the name of the score that picked a model's epoch, e.g. ``valid_recall@20``; none where nothing did."""
+    return [name for name in model.summary if "_recall@" in name]
 
 
 def _map(data: Dataset, maps: Mapping[str, Tensor]) -> str:
@@ -126,14 +134,40 @@ def find_model(store: Store, settings: Settings) -> Artifact:
     Raises:
         EvaluationError: there is none.
     """
-    name, _, version = settings.evaluate.model.partition("/")
+    return named_model(store, settings.evaluate.model, setting="evaluate.model")
+
+
+def named_model(store: Store, place: str, *, setting: str) -> Artifact:
+    """Return the model at ``place``, NAME/VERSION of a trained model or of an evaluation of it.
+
+    Raises:
+        EvaluationError: there is none; the message names ``setting``.
+    """
+    name, _, version = place.partition("/")
     found = store.find("models", name, version) if name and version else None
+    evaluation = store.find("evaluations", name, version) if name and version and found is None else None
+    if evaluation is not None:
+        found = store.find(*evaluation.made_from("model"))
     if found is None:
         raise EvaluationError(
-            f"{store.uri('models')}: no such model (got evaluate.model = {settings.evaluate.model}, expected "
-            "NAME/VERSION); jobs/train.py prints the place of the one it makes"
+            f"{store.uri('models')}: no such model (got {setting} = {place}, expected NAME/VERSION); jobs/train.py "
+            "prints the place of the one it makes"
         )
     return found
+
+
+def check_splits(dataset: Artifact, *needed: str, what: str) -> None:
+    """Refuse a dataset that has no interactions in a split that ``what`` is measured on.
+
+    Raises: ``EvaluationError`` names the split and the settings that fill it.
+    """
+    for split in needed:
+        if not dataset.summary[split]:
+            sizes = ", ".join(f"{dataset.summary[name]} {name}" for name in SPLITS)
+            raise EvaluationError(
+                f"{dataset.uri}: {what} needs {split} interactions (got {sizes}); choose a --data.split and "
+                f"--data.ratios that leave some in {split}"
+            )
 
 
 def check_reads(model: Artifact, vectors: Artifact, dataset: Artifact) -> None:
@@ -157,20 +191,28 @@ def check_reads(model: Artifact, vectors: Artifact, dataset: Artifact) -> None:
 
 
 def measure(dataset: Dataset, scored: Scored, settings: EvaluateSettings) -> tuple[dict[str, Any], Evaluation]:
-    """Return metrics by split and group, and test's per-user values.
+    """Return metrics by split and group, and test's per-user values, of no user where test has no interactions.
 
     In a mix every user is ranked over the items of its own dataset; each dataset has its metrics under ``domains``.
     """
+    nobody = Evaluation(torch.zeros(0, dtype=torch.int64), {})
     if not dataset.domains:
         metrics, found = _measure(dataset, scored, settings)
-        return metrics, found["test"]
+        return metrics, found.get("test", nobody)
     metrics, parts = {"domains": {}}, []
     for domain in dataset.domains:
         own = restrict(scored, domain.users, domain.items)
         metrics["domains"][domain.name], found = _measure(dataset.of(domain), own, settings)
         parts.append({name: Evaluation(of.users + domain.first_user, of.values) for name, of in found.items()})
-    joined = {split: _join([part[split] for part in parts]) for split in ("valid", "test")}
-    return metrics | {split: found.means() for split, found in joined.items()}, joined["test"]
+    measured = [split for split in MEASURED if any(split in part for part in parts)]
+    joined = {split: _join([part[split] for part in parts if split in part]) for split in measured}
+    return metrics | _means_by_split(joined), joined.get("test", nobody)
+
+
+def _means_by_split(found: Mapping[str, Evaluation]) -> dict[str, Any]:
+    """Return the means of each split that was measured, and the reason for each that was not."""
+    missing = {split: f"no {split} interactions: nothing was measured" for split in MEASURED if split not in found}
+    return {split: of.means() for split, of in found.items()} | ({"not_measured": missing} if missing else {})
 
 
 def _join(found: list[Evaluation]) -> Evaluation:
@@ -185,13 +227,15 @@ def _measure(
     train = _lists([dataset.train], 0, dataset.num_users)
     items, users = item_popularity_groups(train, dataset.num_items), user_activity_groups(train)
     found = {}
-    for split in ("valid", "test"):
+    for split in (name for name in MEASURED if len(dataset.splits[name])):
         truth, seen = truth_and_seen(dataset.splits, split, settings, count=dataset.num_users)
         chosen: dict[str, Any] = {"ks": settings.ks, "block_size": settings.block_size, "item_groups": items}
         found[split] = evaluate(scored, truth=truth, seen=seen, **chosen)
-    test = found["test"]
-    groups = {users.labels[group]: means for group, means in test.by_group(users.index[test.users]).items()}
-    return {"valid": found["valid"].means(), "test": test.means(), "test_by_user_activity": groups}, found
+    metrics = _means_by_split(found)
+    if "test" in found:
+        groups = found["test"].by_group(users.index[found["test"].users])
+        metrics["test_by_user_activity"] = {users.labels[group]: means for group, means in groups.items()}
+    return metrics, found
 
 
 def scored_by(model: Artifact, dataset: Dataset, item_IT: Tensor) -> Scored:
@@ -262,9 +306,13 @@ class Selection:
     """The score that picks the epoch: mean Recall@K on one split, over all workers' users.
 
     In a mix of datasets a user's items are those of its own dataset.
+
+    Attributes:
+        num_users: users with truth, over all workers; with none of them nothing picks an epoch.
     """
 
     name: str
+    num_users: int
     ranked: list[Ranked]
     part: Part
     settings: EvaluateSettings
@@ -281,21 +329,21 @@ class Selection:
             first, end = (min(max(user, own[0]), own[1]) for user in users[domain : domain + 2])
             truth, seen = truth_and_seen(pairs, split, chosen, first=first, count=end - first, first_item=item)
             ranked.append(Ranked(slice(first - own[0], end - own[0]), slice(item, item + size), truth, seen))
-        return cls(settings.selection, ranked, graph.part, chosen).to(graph.items.device)
+        local = torch.tensor(sum(int((part.truth.counts > 0).sum()) for part in ranked))
+        num_users = int(graph.part.sum(local.to(graph.items.device)))
+        return cls(settings.selection, num_users, ranked, graph.part, chosen).to(graph.items.device)
 
     def to(self, device: torch.device) -> Selection:
         """Return the same with its lists on ``device``."""
         return replace(self, ranked=[part.to(device) for part in self.ranked])
 
     def score(self, scored: Scored) -> float:
-        """Return the mean over all users with truth."""
-        k, size, total = self.settings.select_k, self.settings.block_size, torch.zeros(2, dtype=torch.float64)
+        """Return the mean over all users with truth, of whom there must be some."""
+        k, size, total = self.settings.select_k, self.settings.block_size, torch.zeros(1, dtype=torch.float64)
         for part in self.ranked:
             if len(part.truth.items):
                 own = restrict(scored, part.users, part.items)
                 found = evaluate(own, truth=part.truth, seen=part.seen, ks=(k,), block_size=size)
-                recalls = found.values[f"recall@{k}"]
-                total += torch.tensor([float(recalls.sum()), len(recalls)], dtype=torch.float64)
+                total += float(found.values[f"recall@{k}"].sum())
         *_, device = sizes_of(scored)
-        total = self.part.sum(total.to(device))
-        return float(total[0] / total[1])
+        return float(self.part.sum(total.to(device))) / self.num_users

@@ -45,7 +45,7 @@ from alpharec.data.requests import read_item_texts, read_queries
 from alpharec.data.titles import normalize_title
 from alpharec.embed import embed_texts
 from alpharec.encoders import Generator
-from alpharec.evaluation import check_reads, truth_and_seen
+from alpharec.evaluation import check_reads, check_splits, truth_and_seen
 from alpharec.graph import InteractionGraph
 from alpharec.model import AlphaRec, Objective, centre, mean_of_titles
 from alpharec.networks import build_graph, load_model
@@ -433,6 +433,21 @@ class Asked:
         return {name: found.values[name] for name in (f"hr@{self.k}", f"ndcg@{self.k}")}
 
 
+def check_measurable(dataset: Artifact) -> None:
+    """Refuse a dataset that no intentions can be measured on.
+
+    Raises:
+        IntentionError: it is a mix of datasets.
+        EvaluationError: valid or test has no interaction that a query could ask for.
+    """
+    if domains_of(dataset):
+        raise IntentionError(
+            f"{dataset.uri}: is a mix of datasets, whose users have items of their own; measure each by its own data "
+            "settings and --evaluate.model NAME/VERSION"
+        )
+    check_splits(dataset, *ASKED, what="measuring intentions")
+
+
 def measure_intentions(
     store: Store, settings: Settings, dataset: Artifact, vectors: Artifact, model: Artifact
 ) -> Artifact:
@@ -447,13 +462,10 @@ def measure_intentions(
     ``per_query.parquet``; ``report.html``, the curves.
 
     Raises:
-        IntentionError: there are no queries, or none of a split. Besides what ``make_queries`` and ``embed`` raise.
+        IntentionError: there are no queries, or none of a split. Besides what ``check_measurable``, ``make_queries``
+            and ``embed`` raise.
     """
-    if domains_of(dataset):
-        raise IntentionError(
-            f"{dataset.uri}: is a mix of datasets, whose users have items of their own; measure each by its own data "
-            "settings and --evaluate.model NAME/VERSION"
-        )
+    check_measurable(dataset)
     check_reads(model, vectors, dataset)
     queries, chosen = make_queries(store, settings, dataset), settings.intention
     masks = settings.evaluate.valid_mask

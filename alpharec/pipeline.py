@@ -17,11 +17,11 @@ from alpharec.embed import EmbedError, dry_run, embed
 from alpharec.encoders import EncoderError, fingerprint
 from alpharec.estimate import DEVICES, EstimateError, estimate, format_estimate, size_of
 from alpharec.evaluation import EvaluationError, evaluate_model, find_model
-from alpharec.intention import IntentionError, format_intentions, measure_intentions
+from alpharec.intention import IntentionError, check_measurable, format_intentions, measure_intentions
 from alpharec.recommend import RecommendError, publish, recommend
 from alpharec.runtime import show_progress
-from alpharec.search import SearchError, format_search, search
-from alpharec.train import TrainingError, fit
+from alpharec.search import SearchError, check_comparable, format_search, search
+from alpharec.train import TrainingError, fit, settle_epochs
 from alpharec.vectors import collect_garbage, export, line_of, verify
 
 logger = logging.getLogger(__name__)
@@ -48,6 +48,14 @@ MEASURES: dict[str, Callable[[Store, Settings, Done], Artifact]] = {
         store, settings, done["prepare"], done["embed"], done["train"]
     ),
     "search": lambda store, settings, done: search(store, settings, done["prepare"], done["embed"]),
+}
+# What a stage needs of the dataset. It is checked before the titles are embedded, which may take hours.
+NEEDS: dict[str, Callable[[Store, Settings, Artifact], object]] = {
+    "train": lambda store, settings, dataset: (
+        find_model(store, settings) if settings.evaluate.model else settle_epochs(store, settings, dataset)
+    ),
+    "intention": lambda store, settings, dataset: check_measurable(dataset),
+    "search": lambda store, settings, dataset: check_comparable(settings, dataset),
 }
 
 
@@ -100,6 +108,9 @@ def run_stages(settings: Settings, job: str) -> Done:
                 "summary": done[name].summary,
             }
             logger.info("%s: %s (%.1f s)", name, done[name].uri, seconds)
+            if name == "prepare":
+                for stage in NEEDS.keys() & set(JOBS[job]):
+                    NEEDS[stage](store, settings, done[name])
         if "evaluate" in done:
             record["metrics"] = done["evaluate"].read_json("metrics.json")
         logger.info("run record: %s", record["uri"])
@@ -198,14 +209,17 @@ def _export(store: Store, settings: Settings, line: str) -> None:
 
 
 def format_metrics(evaluation: Artifact) -> str:
-    """Return a short table: the model's test metrics beside most-popular's."""
+    """Return a short table: the model's test metrics beside most-popular's; a line for each split without any."""
     metrics = evaluation.read_json("metrics.json")
+    missing = list(metrics.get("not_measured", {}).values())
+    if "test" not in metrics:
+        return "\n".join(missing)
     model, popular = metrics["test"], metrics["baselines"]["most-popular"]
     k = max(evaluation.settings["evaluate"]["ks"])
     lines = [f"test, K = {k}, all items ranked{'':>8}{'this model':>12}{'most popular':>14}"]
     for name in ("recall", "ndcg", "hr", "precision", "mrr", "map"):
         lines.append(f"  {name + '@' + str(k):<36}{model[f'{name}@{k}']:>12.4f}{popular[f'{name}@{k}']:>14.4f}")
-    return "\n".join(lines)
+    return "\n".join(lines + missing)
 
 
 def format_lists(dataset: Artifact, recommendations: Artifact, *, users: int = 5, titles: int = 4) -> str:

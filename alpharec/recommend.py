@@ -33,6 +33,7 @@ from alpharec.data.formats import open_table
 from alpharec.data.requests import read_intentions, read_new_items, read_user_lists
 from alpharec.embed import embed_texts
 from alpharec.encoders import fingerprint
+from alpharec.evaluation import selection_of
 from alpharec.graph import InteractionGraph
 from alpharec.intention import mix_scores, propagate_titles, wanted_titles
 from alpharec.model import AlphaRec, Objective, centre, mean_of_titles
@@ -65,8 +66,6 @@ Recommends items from {what}. Scores are {score}.
 
 ## Metrics on test, all items ranked, seen ones left out
 
-| metric | this model | most-popular |
-|---|---|---|
 {scores}
 
 More in `metrics.json`.
@@ -290,12 +289,13 @@ def model_card(
     metrics: Mapping[str, Any],
     inputs: Mapping[str, Artifact],
 ) -> str:
-    """Return the bundle's card: what it is, data, settings, metrics beside most-popular, limits, lineage, use."""
+    """Return the bundle's card: what it is, data, settings, metrics beside most-popular, limits, lineage, use.
+
+    Without test interactions it says so in place of the metrics.
+    """
     settings, dataset = trained.settings, inputs["dataset"]
     own = trained.is_made_from("dataset", dataset)
     model, train, sizes = settings["model"], settings["train"], report["interactions"]
-    test, popular = metrics["test"], metrics["baselines"]["most-popular"]
-    scores = [f"| {name} | {test[name]:.4f} | {popular[name]:.4f} |" for name in test if name in popular]
     lineage = [f"- {role}: `{made.kind}/{made.name}/{made.version}`" for role, made in inputs.items()]
     bundle = f"--storage {draft.store.uri()} --name {draft.name} --recommend.bundle {draft.version}"
     return CARD.format(
@@ -306,14 +306,28 @@ def model_card(
         f"{sizes['valid']:,} valid, {sizes['test']:,} test; split {dataset.settings['data']['split']}",
         encoder=json.dumps(summary["fingerprint"], sort_keys=True),
         model=_model_line(model, summary),
-        train=f"{_loss_line(train)}, epoch picked on {train['select_on']}, seed {settings['seed']}"
+        train=f"{_loss_line(train)}, {_epoch_line(trained)}, seed {settings['seed']}"
         f"{'' if own else ', on ' + '/'.join(trained.made_from('dataset')) + ' alone: zero-shot here'}",
-        scores="\n".join(scores),
+        scores=_score_table(metrics),
         cold_users=f"{report['users_without_train']:,}",
         cold_items=f"{report['items_without_train']:,}",
         lineage="\n".join(lineage),
         use=f"python jobs/recommend.py {bundle}",
     )
+
+
+def _score_table(metrics: Mapping[str, Any]) -> str:
+    if "test" not in metrics:
+        return str(metrics["not_measured"]["test"])
+    test, popular = metrics["test"], metrics["baselines"]["most-popular"]
+    rows = [f"| {name} | {test[name]:.4f} | {popular[name]:.4f} |" for name in test if name in popular]
+    return "\n".join(["| metric | this model | most-popular |", "|---|---|---|", *rows])
+
+
+def _epoch_line(trained: Artifact) -> str:
+    if selection_of(trained):
+        return f"epoch picked on {trained.settings['train']['select_on']}"
+    return f"{trained.summary['epochs']} epochs without validation"
 
 
 def _score_line(model: Mapping[str, Any], train: Mapping[str, Any]) -> str:

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from alpharec.artifacts import Artifact, Store, digest
 from alpharec.config import SEARCHABLE, SearchRange, Settings, SettingsError, change_settings, idle_parameters
-from alpharec.evaluation import Selection
+from alpharec.evaluation import Selection, check_splits
 from alpharec.graph import InteractionGraph, layer_weights
 from alpharec.model import AlphaRec, NonFiniteLossError, TextFeatures
 from alpharec.networks import build_model
@@ -44,6 +44,7 @@ from alpharec.train import (
     check_negatives,
     read_features,
     run_workers,
+    settle_epochs,
     source_vectors,
 )
 
@@ -71,10 +72,10 @@ def search(store: Store, settings: Settings, dataset: Artifact, vectors: Artifac
 
     Raises:
         SearchError: the settings leave nothing to search with, or every trial failed.
+        EvaluationError: no interactions compare the trials.
     """
-    if settings.train.max_epochs == 0:
-        raise SearchError("a search compares trained models (got train.max_epochs = 0); choose a model that is trained")
-    settings = _without_idle(settings)
+    check_comparable(settings, dataset)
+    settings = _without_idle(settle_epochs(store, settings, dataset))
     chosen, kept = settings.search, settings.model_dump(mode="json", include=DECIDES)
     version = digest([dataset.version, vectors.version, kept, chosen.model_dump(exclude={"concurrency"})])[:16]
     found = store.find("searches", settings.name, version)
@@ -113,6 +114,18 @@ def search(store: Store, settings: Settings, dataset: Artifact, vectors: Artifac
     return draft.commit(
         settings=settings.model_dump(mode="json", exclude={"ray", "storage"}), inputs=inputs, summary=summary
     )
+
+
+def check_comparable(settings: Settings, dataset: Artifact) -> None:
+    """Refuse to search where trials cannot be compared.
+
+    Raises:
+        SearchError: nothing is trained.
+        EvaluationError: the split that picks the epoch has no interactions.
+    """
+    if settings.train.max_epochs == 0:
+        raise SearchError("a search compares trained models (got train.max_epochs = 0); choose a model that is trained")
+    check_splits(dataset, settings.train.select_on, what="a search")
 
 
 # ---------------------------------------------------------------- settings of a trial

@@ -31,7 +31,7 @@ from alpharec.baselines import ItemWeights
 from alpharec.config import Settings
 from alpharec.data.dataset import domains_of, load_dataset, read_degrees, read_pairs
 from alpharec.estimate import run_problems
-from alpharec.evaluation import Selection, masked_splits
+from alpharec.evaluation import Selection, masked_splits, named_model
 from alpharec.graph import InteractionGraph, Part, Sampler, user_range
 from alpharec.model import AlphaRec, NonFiniteLossError, TextFeatures, takes_own_items, train_step
 from alpharec.networks import Network, build_model, build_objective, score
@@ -54,6 +54,8 @@ DECIDES: Any = {
     "evaluate": {"select_k", "valid_mask"},
 }  # fmt: skip
 
+NO_SCORE = -1.0  # of an epoch that was not validated; a Recall is 0 or more
+
 
 class TrainingError(RuntimeError):
     """A run cannot start, go on, or end with a model; the message says what to do."""
@@ -67,18 +69,23 @@ def model_version(settings: Settings, dataset: Artifact, vectors: Artifact) -> s
 def fit(store: Store, settings: Settings, dataset: Artifact, vectors: Artifact) -> Artifact:
     """Return the trained model of the best validation epoch, training only if the store does not have it.
 
+    Where no interactions are there to validate on, it is the model of the last epoch.
+
     A run lives under ``training/<run>`` in the storage root. Started again under the same name it goes on from its last
     checkpoint, and ends with the numbers of a run that was never interrupted.
 
     Raises:
         TrainingError: the run's name belongs to other settings; a user has no negative; the loss is not finite; workers
-            keep failing.
+            keep failing. Besides what ``settle_epochs`` raises.
     """
+    settings = settle_epochs(store, settings, dataset)
     version = model_version(settings, dataset, vectors)
     found = store.find("models", settings.name, version)
     if found is not None:
         return found
     check_negatives(dataset)
+    if not dataset.summary[settings.train.select_on]:
+        logger.info("train: no validation part, the model of epoch %s is kept", settings.train.max_epochs)
     run = settings.train.run or f"{settings.name}-{version}"
     _claim_run(store, run, version, settings, vectors)
     result = run_workers(store, settings, run, dataset, source_vectors(store, settings, dataset, vectors))
@@ -88,10 +95,47 @@ def fit(store: Store, settings: Settings, dataset: Artifact, vectors: Artifact) 
         return commit_model(store, settings, dataset, vectors, State.load(Path(folder)), run=run)
 
 
+def settle_epochs(store: Store, settings: Settings, dataset: Artifact) -> Settings:
+    """Return the settings with the number of epochs in ``train.max_epochs``, taken from ``train.epochs_from`` if set.
+
+    Raises:
+        TrainingError: the split that picks the epoch is empty, and the number of epochs is not given either.
+        EvaluationError: ``train.epochs_from`` names no model.
+    """
+    train = settings.train
+    validates = dataset.summary[train.select_on] > 0
+    if train.select_on == "test" and not validates:
+        raise TrainingError(
+            f"{dataset.uri}: train.select_on = test picks the epoch on test interactions (got none); pass "
+            "--train.select-on valid"
+        )
+    if train.max_epochs == 0:
+        return settings
+    if train.epochs_from:
+        model = named_model(store, train.epochs_from, setting="train.epochs_from")
+        epochs = model.summary["best_epoch"]
+        if epochs == 0:
+            raise TrainingError(
+                f"{model.uri}: was never trained, so it gives no number of epochs (got train.epochs_from = "
+                f"{train.epochs_from}); pass --train.epochs-from of a trained model, or --train.max-epochs N"
+            )
+        return settings.model_copy(update={"train": train.model_copy(update={"max_epochs": epochs})})
+    if not validates and "max_epochs" not in train.model_fields_set:
+        raise TrainingError(
+            f"{dataset.uri}: no valid interactions pick the epoch, so the number of epochs must be given (got neither "
+            "train.max_epochs nor train.epochs_from); pass --train.max-epochs N, or --train.epochs-from NAME/VERSION "
+            "of a model that was trained with a validation part"
+        )
+    return settings
+
+
 def commit_model(
     store: Store, settings: Settings, dataset: Artifact, vectors: Artifact, state: State, *, run: str
 ) -> Artifact:
-    """Return the model of a run that has ended: the weights of its best validation epoch, and its history."""
+    """Return the model of a run that has ended: the weights of its best epoch, and its history.
+
+    ``settings``: with the number of epochs settled, see ``settle_epochs``.
+    """
     draft = store.draft("models", settings.name, model_version(settings, dataset, vectors))
     draft.write_tensors("model.safetensors", state.best_weights)
     draft.write_json("history.json", state.history)
@@ -104,7 +148,7 @@ def commit_model(
             "fingerprint": vectors.summary["fingerprint"],
             "best_epoch": state.best_epoch,
             "epochs": state.epoch,
-            settings.selection: state.best_score,
+            **({settings.selection: state.best_score} if state.best_score != NO_SCORE else {}),
             "seconds": round(sum(entry["seconds"] for entry in state.history), 1),
         },
     )
@@ -293,6 +337,9 @@ class State:
     Attributes:
         epoch, step: how many are done; ``step`` counts over all epochs.
         epoch_loss, epoch_seconds: sums over the steps done of an epoch that is not done.
+        best_epoch, best_score: of the validated epoch whose weights are kept; without a validation part of the newest,
+            without a score.
+        waited: validations since then.
     """
 
     epoch: int = 0
@@ -300,7 +347,7 @@ class State:
     epoch_loss: float = 0.0
     epoch_seconds: float = 0.0
     best_epoch: int = 0
-    best_score: float = -1.0
+    best_score: float = NO_SCORE
     waited: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
     weights: dict[str, Tensor] = field(default_factory=dict)
@@ -443,15 +490,17 @@ class Training:
         return loss
 
     def _validate(self) -> dict[str, float]:
-        state, recall = self.state, self.selection.score(self.scored())
-        if recall > state.best_score:
+        """Keep the weights if their score is the best so far. Without a validation part the newest are kept."""
+        state, validates = self.state, self.selection.num_users > 0
+        recall = self.selection.score(self.scored()) if validates else NO_SCORE
+        if recall > state.best_score or not validates:
             state.best_epoch, state.best_score, state.waited = state.epoch, recall, 0
             weights = self.model.state_dict()
             trains = self.settings.train.max_epochs > 0
             state.best_weights = {name: weight.clone() if trains else weight for name, weight in weights.items()}
         else:
             state.waited += 1
-        return {self.selection.name: recall}
+        return {self.selection.name: recall} if validates else {}
 
     def scored(self) -> Scored:
         """Return what the worker's users and all items are ranked by, as ``networks.score`` does."""

@@ -51,7 +51,7 @@ from alpharec.artifacts import Artifact, Store
 from alpharec.baselines import GraphFilter, ease, item_scores, train_lists
 from alpharec.config import PRESETS, SearchSettings, Settings, load_settings
 from alpharec.data.dataset import Dataset, load_dataset
-from alpharec.evaluation import Selection, evaluate_model, measure, popularity
+from alpharec.evaluation import Selection, check_splits, evaluate_model, measure, popularity
 from alpharec.graph import InteractionGraph
 from alpharec.networks import build_graph, load_model
 from alpharec.pipeline import EXPECTED, run_stages
@@ -316,6 +316,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name in names:
         if name not in CLOSED:
             board.untuned(name)  # settings that do not fit are told of before anything is trained
+    check_splits(board.prepared, board.own.train.select_on, "test", what="the leaderboard")
     for name in names:
         started = time.monotonic()
         models[name], recall[name] = (run_closed if name in CLOSED else run_trained)(board, name)

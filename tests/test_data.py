@@ -498,6 +498,7 @@ def test_split_sizes_are_the_shares_rounded(nums: list[int], ratios: tuple[float
     for size, ratio in zip(sizes, ratios, strict=True):
         assert np.all(size >= 0)
         assert np.all(np.abs(size - ratio * num_of_user) < 1 + 1e-9)  # 1e-9: ratios are rounded to floats
+        assert ratio > 0 or not size.any()
     assert np.all(sizes[0][num_of_user > 0] >= 1)
 
 
@@ -550,6 +551,94 @@ def test_global_time_by_hand() -> None:
     times = np.array([5, 1, 2, 3, 4, 4, 4, 6, 7, 8])  # ten: 1 2 3 | 4 4 4 5 | 6 7 8 is nearest to 4:3:3
     codes = split_interactions(np.arange(10), times, how="global-time", ratios=RATIOS, seed=0)
     assert codes.tolist() == [1, 0, 0, 0, 1, 1, 1, 2, 2, 2]
+
+
+@pytest.mark.parametrize("how", ["ratio-random", "ratio-time", "global-time"])
+@pytest.mark.parametrize(
+    ("ratios", "sizes"),
+    [((0.8, 0.0, 0.2), (40, 0, 10)), ((0.8, 0.2, 0.0), (40, 10, 0)), ((1.0, 0.0, 0.0), (50, 0, 0))],
+)
+def test_a_share_of_zero_leaves_a_part_out(
+    how: Any, ratios: tuple[float, float, float], sizes: tuple[int, ...]
+) -> None:
+    users, times = np.repeat(np.arange(10), 5), np.tile(np.arange(5), 10)
+    codes = split_interactions(users, times, how=how, ratios=ratios, seed=0)
+    assert tuple(np.bincount(codes, minlength=3)) == sizes
+
+
+def test_a_share_of_zero_needs_no_other_setting(tmp_path: Path) -> None:
+    write(tmp_path, items_csv=ITEMS, interactions_csv=long_pairs())
+    dataset, report = build(tmp_path, ratios=(0.5, 0.0, 0.5))
+    assert (len(dataset.train), len(dataset.valid), len(dataset.test)) == (18, 0, 18)
+    assert (report["users_without_valid"], report["users_without_test"]) == (9, 0)
+
+
+def test_without_a_split_every_interaction_is_train(tmp_path: Path) -> None:
+    """Whatever the split column says, so that one file serves to choose the settings and to fit the final model."""
+    write(tmp_path, items_csv=ITEMS, interactions_csv=GIVEN)
+    none, report = build(tmp_path, split="none", split_column="split")
+    everything, _ = build(tmp_path, ratios=(1.0, 0.0, 0.0))
+    assert named(none, none.train) == named(everything, everything.train)
+    assert sorted(named(none, none.train)) == sorted(tuple(row.split(",")[:2]) for row in GIVEN.split()[1:])
+    assert report["interactions"] == {"train": 8, "valid": 0, "test": 0}
+    assert (report["users_without_valid"], report["users_without_test"], report["items_without_train"]) == (3, 3, 1)
+    assert "interactions in valid 0" in [" ".join(line.split()) for line in format_report(report).splitlines()]
+
+
+def test_an_empty_part_that_nobody_asked_for_is_refused_or_allowed(tmp_path: Path) -> None:
+    no_valid, no_test = GIVEN.replace(",valid", ",train"), GIVEN.replace(",test", ",train")
+    own = {"split": "given", "split_column": "split"}
+    for name, pairs, sizes in (("valid", no_valid, (6, 0, 2)), ("test", no_test, (5, 3, 0))):
+        write(tmp_path, items_csv=ITEMS, interactions_csv=pairs)
+        got = "(got {} in train, {} in valid, {} in test)".format(*sizes)
+        then = "pass --data.on-empty-split allow"
+        refused(tmp_path, f"the split given leaves {name} empty", got, then, **own)
+        dataset, _ = build(tmp_path, on_empty_split="allow", **own)
+        assert (len(dataset.train), len(dataset.valid), len(dataset.test)) == sizes
+    # Shares that are not 0, of users with too few interactions.
+    write(tmp_path, items_csv=ITEMS, interactions_csv="user_id,item_id\nu,A\nv,B\n")
+    refused(tmp_path, "the split ratio-random leaves valid empty", then)
+    assert len(build(tmp_path, on_empty_split="allow")[0].train) == 2
+
+
+def test_an_empty_train_is_always_refused(tmp_path: Path) -> None:
+    write(tmp_path, items_csv=ITEMS, interactions_csv=GIVEN.replace(",train", ",valid"))
+    own = {"split_column": "split", "on_empty_split": "allow"}
+    refused(tmp_path, "leaves train empty (got 0 in train, 6", "pass --data.split none", split="given", **own)
+    assert len(build(tmp_path, split="none", **own)[0].train) == 8
+
+
+def test_alpharec_lines_without_items_leave_a_part_empty(tmp_path: Path) -> None:
+    write(tmp_path, **alpharec_files(valid_txt="0\n1\n"))
+    own = {"format": "alpharec", "split": "given"}
+    refused(tmp_path, "the split given leaves valid empty", "pass --data.on-empty-split allow", **own)
+    dataset, _ = build(tmp_path, on_empty_split="allow", **own)
+    assert len(dataset.valid) == 0
+    assert len(dataset.train) > 0 < len(dataset.test)
+
+
+def test_empty_parts_are_written_and_read_back(tmp_path: Path) -> None:
+    write(tmp_path, items_csv=ITEMS, interactions_csv=long_pairs())
+    artifact = prepare(Store(str(tmp_path / "store")), settings_for(tmp_path, split="none"))
+    assert artifact.summary == {"users": 9, "items": 4, "train": 36, "valid": 0, "test": 0}
+    for part in (load_dataset(artifact).valid, read_pairs(artifact, "valid", 0, 9), read_pairs(artifact, "test", 3, 5)):
+        assert (len(part.users), part.users.dtype, part.items.dtype) == (0, np.int64, np.int64)
+    assert read_degrees(artifact).tolist() == [4] * 9
+
+
+def test_a_mix_holds_a_dataset_without_a_split(tmp_path: Path) -> None:
+    write(tmp_path, items_csv=ITEMS, interactions_csv=GIVEN)
+    own = {"path": str(tmp_path), "split_column": "split"}
+    domains = {"a": own | {"split": "none"}, "b": own | {"split": "given"}}
+    settings = Settings.model_validate({"name": "both", "data": {"format": "mix", "domains": domains}})
+    artifact = prepare(Store(str(tmp_path / "store")), settings)
+    assert [artifact.summary[split] for split in ("train", "valid", "test")] == [8 + 3, 3, 2]
+    assert load_dataset(artifact).valid.users.min() >= 3, "those of b alone"
+
+
+def test_the_policy_for_an_empty_part_is_no_part_of_a_version_until_it_is_set() -> None:
+    assert "on_empty_split" not in DataSettings().model_dump(mode="json")
+    assert DataSettings(on_empty_split="allow").model_dump(mode="json")["on_empty_split"] == "allow"
 
 
 # ---------------------------------------------------------------- bad input
@@ -715,11 +804,6 @@ def test_a_file_that_is_no_parquet(tmp_path: Path) -> None:
 def test_an_unknown_kind_of_file(tmp_path: Path) -> None:
     write(tmp_path, items_xlsx="x", interactions_csv=PAIRS)
     refused(tmp_path, "items.xlsx: its name must end in the kind of file (got .xlsx)", items="items.xlsx")
-
-
-def test_empty_split(tmp_path: Path) -> None:
-    write(tmp_path, items_csv=ITEMS, interactions_csv=GIVEN.replace(",test", ",valid"))
-    refused(tmp_path, "leaves test empty (got 3 in train, 5 in valid, 0 in test)", split="given", split_column="split")
 
 
 def test_nothing_left_after_the_filters(tmp_path: Path) -> None:

@@ -7,8 +7,8 @@ import pyarrow as pa
 import torch
 
 from alpharec.config import Settings
-from alpharec.data.dataset import Dataset, Pairs
-from alpharec.evaluation import popularity, truth_and_seen
+from alpharec.data.dataset import Dataset, Domain, Pairs
+from alpharec.evaluation import measure, popularity, truth_and_seen
 from alpharec.ranking import evaluate
 
 
@@ -39,3 +39,43 @@ def test_most_popular_ranks_by_train_interactions() -> None:
     truth, seen = truth_and_seen(dataset.splits, "test", Settings().evaluate, count=3)
     # User 1 has seen item 2 and item 1: item 0, never bought, is all that is left.
     assert evaluate((user_UD, item_ID), truth=truth, seen=seen, ks=(1,)).values["recall@1"].tolist() == [1.0]
+
+
+def test_a_part_without_interactions_is_named_and_not_measured() -> None:
+    nothing = Pairs(np.zeros(0, np.int64), np.zeros(0, np.int64))
+    train, some = Pairs(np.array([0, 0, 1]), np.array([0, 1, 0])), Pairs(np.array([0]), np.array([2]))
+    ids, settings = pa.array(["a", "b", "c"]), Settings(evaluate={"ks": (1, 2), "select_k": 1}).evaluate  # type: ignore[arg-type]
+    users = ids[:2]
+    told = {split: f"no {split} interactions: nothing was measured" for split in ("valid", "test")}
+
+    # User 0 has seen the items 0 and 1: item 2, which is right, leads its list.
+    no_test = Dataset(ids, ids, users, train, some, nothing)
+    metrics, test = measure(no_test, popularity(no_test), settings)
+    assert metrics.keys() == {"valid", "not_measured"}
+    assert (metrics["valid"]["recall@1"], metrics["valid"]["precision@2"]) == (1.0, 0.5)
+    assert metrics["not_measured"] == {"test": told["test"]}
+    assert (len(test.users), test.values) == (0, {})
+
+    no_valid = Dataset(ids, ids, users, train, nothing, some)
+    metrics, test = measure(no_valid, popularity(no_valid), settings)
+    assert metrics.keys() == {"test", "test_by_user_activity", "not_measured"}
+    assert (metrics["test"]["recall@1"], test.users.tolist()) == (1.0, [0])
+    assert metrics["not_measured"] == {"valid": told["valid"]}
+
+    neither = Dataset(ids, ids, users, train, nothing, nothing)
+    assert measure(neither, popularity(neither), settings)[0] == {"not_measured": told}
+
+
+def test_a_mix_is_measured_where_a_dataset_of_it_has_interactions() -> None:
+    train = Pairs(np.array([0, 1]), np.array([0, 2]))
+    nothing, one = Pairs(np.zeros(0, np.int64), np.zeros(0, np.int64)), Pairs(np.array([1]), np.array([3]))
+    ids = pa.array(["a/0", "a/1", "b/0", "b/1"])
+    domains = (Domain("a", 0, 1, 0, 2), Domain("b", 1, 2, 2, 4))
+    mix = Dataset(ids, ids, pa.array(["a/u", "b/u"]), train, nothing, one, domains)
+    settings = Settings(evaluate={"ks": (1,), "select_k": 1}).evaluate  # type: ignore[arg-type]
+    metrics, test = measure(mix, popularity(mix), settings)
+    assert metrics["domains"]["a"]["not_measured"].keys() == {"valid", "test"}
+    assert metrics["domains"]["b"]["not_measured"].keys() == metrics["not_measured"].keys() == {"valid"}
+    # One item of b is left to its user, the right one.
+    assert metrics["test"]["recall@1"] == metrics["domains"]["b"]["test"]["recall@1"] == 1.0
+    assert test.users.tolist() == [1]

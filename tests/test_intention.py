@@ -32,6 +32,7 @@ from alpharec.intention import (
     Asked,
     Frozen,
     IntentionError,
+    check_measurable,
     leaks,
     make_queries,
     measure_intentions,
@@ -370,6 +371,20 @@ def test_a_model_is_asked_in_its_own_encoders_words_alone(
     others = embed(store, settings.model_copy(update={"name": "others"}), dataset)
     with pytest.raises(EvaluationError, match="was trained on vectors of another encoder"):
         measure_intentions(store, settings, dataset, others, trained[2])
+
+
+def test_intentions_are_not_measured_without_valid_and_test_interactions(
+    shop: tuple[Path, Store, Artifact], trained: tuple[Settings, Artifact, Artifact]
+) -> None:
+    folder, store, dataset = shop
+    settings = shop_settings(folder, queries=str(folder / "queries.csv"))
+    settings = settings.model_copy(update={"data": settings.data.model_copy(update={"split": "none"})})
+    everything = prepare(store, settings)
+    with pytest.raises(
+        EvaluationError, match=r"measuring intentions needs valid interactions .*choose a --data\.split"
+    ):
+        measure_intentions(store, settings, everything, *trained[1:])
+    check_measurable(dataset)
 
 
 def test_queries_of_one_split_cannot_choose_alpha(

@@ -12,6 +12,7 @@ import pytest
 
 from alpharec.artifacts import Store
 from alpharec.config import PRESETS
+from alpharec.evaluation import EvaluationError
 from alpharec.vectors import load_vectors
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -111,3 +112,14 @@ def test_a_board_of_own_data_trains_nothing_twice(
     assert not np.array_equal(own_IT, control_IT)
     own_IT, control_IT = (found_IT[np.lexsort(found_IT.T)] for found_IT in (own_IT, control_IT))
     assert np.array_equal(own_IT, control_IT), "the same vectors, of other items"
+
+
+@pytest.mark.parametrize(("ratios", "split"), [("0.6,0,0.4", "valid"), ("0.6,0.4,0", "test")])
+def test_a_board_needs_a_part_to_choose_on_and_one_to_compare_on(
+    leaderboard: Any, config: str, tmp_path: Path, ratios: str, split: str
+) -> None:
+    """Before anything is trained or embedded."""
+    given = ["--config", config, "--models", "ease", "--set", f"data.ratios={ratios}"]
+    with pytest.raises(EvaluationError, match=rf"the leaderboard needs {split} interactions .*leave some in {split}"):
+        leaderboard.main(given)
+    assert not Store(str(tmp_path / "store")).folders("vectors")

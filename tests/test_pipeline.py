@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -14,10 +15,10 @@ import pytest
 from conftest import in_this_process
 
 from alpharec.artifacts import Artifact, ArtifactError, Store
-from alpharec.config import Settings
+from alpharec.config import EvaluateSettings, Settings, TrainSettings
 from alpharec.data.dataset import CatalogError
 from alpharec.encoders import EncoderError
-from alpharec.pipeline import JOBS, STAGES, main, run_stages
+from alpharec.pipeline import EXPECTED, JOBS, STAGES, main, run_stages
 
 ROOT = Path(__file__).parents[1]
 USERS, ITEMS = 24, 20
@@ -201,6 +202,93 @@ def test_a_job_prints_the_report_the_metrics_the_lists_and_where_they_are(
     assert f"recall@{K}" in shown
     assert "u00 had: red apple" in shown
     assert all(f"{stage:>10}: {artifact.uri}" in shown for stage, artifact in folder_shop.done.items())
+
+
+# ---------------------------------------------------------------- on everything
+
+NOTHING = "no test interactions: nothing was measured"
+
+
+@pytest.mark.usefixtures("in_process")
+def test_the_final_model_is_fit_on_everything_and_published(
+    folder_shop: Shop, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Settings and epoch are chosen with a split; then everything is train, and nothing is left to measure on."""
+    chosen = folder_shop.done["evaluate"]
+    final = settings_for(
+        data, folder_shop.store.path, data={"split": "none"}, train={"epochs_from": f"shop/{chosen.version}"}
+    )
+    monkeypatch.setattr("alpharec.pipeline.load_settings", lambda **_: final)
+    main("pipeline")
+    shown = capsys.readouterr().out
+    assert NOTHING in shown
+    assert "nan" not in shown
+
+    record = records(folder_shop.store)[-1]
+    done = run_stages(final, "pipeline")
+    assert done["prepare"].summary["train"] == USERS * ITEMS // 2
+    assert done["train"].summary["epochs"] == folder_shop.done["train"].summary["best_epoch"]
+    assert done["embed"].version == folder_shop.done["embed"].version
+    told = {split: f"no {split} interactions: nothing was measured" for split in ("valid", "test")}
+    assert record["metrics"] == {"baselines": {}, "not_measured": told}
+    assert record["stages"]["evaluate"]["summary"] == told
+    bundle = done["publish"]
+    assert bundle.read_json("metrics.json") == record["metrics"]
+    card = bundle.read_bytes("MODEL_CARD.md").decode()
+    assert NOTHING in card
+    assert "| metric |" not in card
+    assert "epochs without validation" in card
+    page = done["evaluate"].read_bytes("report.html").decode()
+    assert NOTHING in page
+    assert "NaN" not in page
+    assert done["evaluate"].read_table("per_user.parquet").num_rows == 0
+    lists = done["recommend"].read_table("part-00000.parquet").to_pylist()
+    assert len(lists) == USERS
+    # All of the own colour is train, so seen.
+    assert all(int(item[1:]) % 2 != int(row["user_id"][1:]) % 2 for row in lists for item in row["item_ids"])
+
+    zero_shot = settings_for(
+        data, folder_shop.store.path, data={"split": "none"},
+        evaluate={"model": f"shop/{folder_shop.done['train'].version}"},
+    )  # fmt: skip
+    done = run_stages(zero_shot, "pipeline")
+    assert done["train"].version == folder_shop.done["train"].version
+    assert done["evaluate"].read_json("metrics.json")["not_measured"] == told
+    card = done["publish"].read_bytes("MODEL_CARD.md").decode()
+    assert NOTHING in card
+    assert "zero-shot here" in card
+
+
+@pytest.mark.usefixtures("in_process")
+def test_a_solved_model_is_fit_on_everything_without_a_number_of_epochs(data: Path, tmp_path: Path) -> None:
+    settings = settings_for(data, str(tmp_path / "store"), data={"split": "none"})
+    given = settings.model_dump(exclude_unset=True, exclude={"model", "train"}) | {"preset": "ease"}
+    done = run_stages(Settings.model_validate(given), "publish")
+    card = done["publish"].read_bytes("MODEL_CARD.md").decode()
+    assert NOTHING in card
+    assert "Training: none, 0 epochs without validation" in card
+
+
+@pytest.mark.parametrize(
+    ("job", "sections", "message"),
+    [
+        ("train", {"train": TrainSettings()}, "the number of epochs must be given"),
+        ("train", {"train": TrainSettings(epochs_from="shop/1")}, "no such model (got train.epochs_from = shop/1"),
+        ("train", {"train": TrainSettings(select_on="test")}, "pass --train.select-on valid"),
+        ("pipeline", {"evaluate": EvaluateSettings(model="shop/1")}, "no such model (got evaluate.model = shop/1"),
+        ("search", {}, "a search needs valid interactions (got 240 train, 0 valid, 0 test); choose a --data.split"),
+        ("intention", {}, "measuring intentions needs valid interactions"),
+    ],
+)
+def test_what_needs_a_split_says_so_before_titles_are_embedded(
+    data: Path, tmp_path: Path, job: str, sections: dict[str, Any], message: str
+) -> None:
+    store = Store(str(tmp_path / "store"))
+    settings = settings_for(data, store.path, data={"split": "none"})
+    with pytest.raises(EXPECTED, match=re.escape(message)):
+        run_stages(settings.model_copy(update=sections), job)
+    (record,) = records(store)
+    assert (record["status"], list(record["stages"])) == ("failed", ["prepare"])
 
 
 # ---------------------------------------------------------------- failing

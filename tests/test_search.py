@@ -17,12 +17,15 @@ from test_train import make_inputs, make_settings
 
 from alpharec.artifacts import Artifact, Store
 from alpharec.config import Settings, SettingsError, load_settings
+from alpharec.data.prepare import prepare
+from alpharec.evaluation import EvaluationError
 from alpharec.graph import InteractionGraph
 from alpharec.search import (
     SearchError,
     _Job,
     _row,
     _trial,
+    check_comparable,
     first_points,
     format_search,
     search,
@@ -247,6 +250,19 @@ def test_values_that_contradict_the_settings_are_refused_before_a_trial(tmp_path
     untrained = settings.train.model_copy(update={"max_epochs": 0})
     with pytest.raises(SearchError, match=r"compares trained models .got train\.max_epochs = 0"):
         search(inputs[0], settings.model_copy(update={"train": untrained}), *inputs[1:])
+
+
+def test_trials_that_nothing_compares_are_refused_before_the_first(tmp_path: Path) -> None:
+    settings = make_search(tmp_path)
+    store, _, vectors = make_inputs(tmp_path, settings)
+    shares = {"no valid": (0.6, 0.0, 0.4), "no test": (0.6, 0.4, 0.0)}
+    datasets = {
+        name: prepare(store, settings.model_copy(update={"data": settings.data.model_copy(update={"ratios": ratios})}))
+        for name, ratios in shares.items()
+    }
+    with pytest.raises(EvaluationError, match=r"a search needs valid interactions .*choose a --data\.split and"):
+        search(store, settings, datasets["no valid"], vectors)
+    check_comparable(settings, datasets["no test"])  # which a search does not look at
 
 
 def test_a_search_of_nothing_that_the_model_minds_is_refused(tmp_path: Path) -> None:

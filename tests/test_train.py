@@ -24,7 +24,16 @@ from alpharec.data.prepare import prepare
 from alpharec.evaluation import EvaluationError, evaluate_model, find_model, measure, truth_and_seen
 from alpharec.graph import Part
 from alpharec.ranking import evaluate
-from alpharec.train import Training, TrainingError, check_negatives, fit, model_version, run_workers
+from alpharec.train import (
+    Training,
+    TrainingError,
+    check_negatives,
+    commit_model,
+    fit,
+    model_version,
+    run_workers,
+    settle_epochs,
+)
 from alpharec.vectors import load_vectors, vector_column
 
 USERS, ITEMS, WIDTH = 40, 60, 16
@@ -209,9 +218,159 @@ def _train_in_group(rank: int, size: int, port: int, storage: Path, out: Path) -
     inputs = make_inputs(storage / f"copy-{rank}", make_settings(storage / f"copy-{rank}"))
     training = build(inputs, settings, Part(rank, size))
     losses = [training.step() for _ in range(50)]
+    assert training.selection.num_users == USERS, "those of all workers"
     if rank == 0:
         torch.save(losses, out)
     torch.distributed.destroy_process_group()
+
+
+# ---------------------------------------------------------------- without a validation part
+
+
+def with_data(settings: Settings, **data: Any) -> Settings:
+    return settings.model_copy(update={"data": settings.data.model_copy(update=data)})
+
+
+def write_given(folder: Path, dataset: Artifact, *splits: str) -> None:
+    """Write the interactions of some splits of a dataset as ``given.csv``, which says of each what it is."""
+    data, rows = load_dataset(dataset), ["user_id,item_id,split"]
+    for split in splits:
+        pairs = data.splits[split]
+        users, items = data.user_ids.take(pa.array(pairs.users)), data.item_ids.take(pa.array(pairs.items))
+        rows += [f"{user},{item},{split}" for user, item in zip(users, items, strict=True)]
+    (folder / "given.csv").write_text("\n".join(rows) + "\n")
+
+
+GIVEN = {"interactions": "given.csv", "split": "given", "split_column": "split", "on_empty_split": "allow"}
+
+
+def test_the_last_epoch_is_kept_and_has_the_bits_of_a_validated_one(
+    inputs: tuple[Store, Artifact, Artifact], tmp_path: Path
+) -> None:
+    """Validation only picks: on the same train interactions the weights after an epoch are the same without it."""
+    store, dataset, vectors = inputs
+    runs = {}
+    for splits in (("train", "valid"), ("train",)):
+        write_given(tmp_path, dataset, *splits)
+        settings = with_data(make_settings(tmp_path, max_epochs=7, patience=1 if len(splits) == 1 else 500), **GIVEN)
+        runs[splits] = build((store, prepare(store, settings), vectors), settings)
+        list(runs[splits].run())
+    validated, alone = runs.values()
+    assert (validated.selection.num_users, alone.selection.num_users) == (USERS, 0)
+    assert (alone.state.epoch, alone.state.best_epoch, alone.state.waited) == (7, 7, 0)
+    assert not alone.curve
+    assert [entry["loss"] for entry in alone.state.history] == [entry["loss"] for entry in validated.state.history]
+    assert alone.state.best_weights.keys() == validated.model.state_dict().keys()
+    for name, weight in validated.model.state_dict().items():
+        assert torch.equal(alone.state.best_weights[name], weight)
+
+
+@pytest.mark.usefixtures("in_process")
+def test_a_model_fit_on_everything_is_the_one_whose_given_split_is_all_train(
+    inputs: tuple[Store, Artifact, Artifact], tmp_path: Path
+) -> None:
+    store, dataset, vectors = inputs
+    settings, models = make_settings(tmp_path, max_epochs=5), []
+    rows = (tmp_path / "interactions.csv").read_text().splitlines()
+    (tmp_path / "given.csv").write_text("\n".join(["user_id,item_id,split", *(f"{row},train" for row in rows[1:])]))
+    for data in ({"split": "none"}, GIVEN):
+        own = with_data(settings, **data)
+        everything = prepare(store, own)
+        assert everything.summary["train"] == sum(dataset.summary[split] for split in ("train", "valid", "test"))
+        models.append(fit(store, own, everything, vectors))
+    assert models[0].version != models[1].version
+    for model in models:
+        assert {key: model.summary[key] for key in ("best_epoch", "epochs")} == {"best_epoch": 5, "epochs": 5}
+        assert not [key for key in model.summary if "recall" in key], "nothing was measured"
+    weights = [model.read_tensors("model.safetensors") for model in models]
+    assert weights[0].keys() == weights[1].keys()
+    assert all(torch.equal(weight, weights[1][name]) for name, weight in weights[0].items())
+
+
+@pytest.mark.parametrize("stop", [30, 33], ids=["after an epoch", "inside an epoch"])
+def test_a_run_without_validation_goes_on_as_if_it_never_stopped(
+    inputs: tuple[Store, Artifact, Artifact], tmp_path: Path, stop: int
+) -> None:
+    store, _, vectors = inputs
+    settings = with_data(make_settings(tmp_path, max_epochs=5), split="none")
+    everything = store, prepare(store, settings), vectors
+    whole, first, second = (build(everything, settings) for _ in range(3))
+    list(whole.run())
+    assert whole.sampler.steps_per_epoch == 10
+    for _ in first.run(lambda: first.state.step == stop):
+        if first.state.step >= stop:
+            break
+    assert first.state.inside_epoch == (stop % 10 != 0)
+    folder = tmp_path / "snapshot"
+    folder.mkdir()
+    first.snapshot().save(folder)
+    second.restore(type(second.state).load(folder))
+    list(second.run())
+    assert (second.state.epoch, second.state.best_epoch) == (5, 5)
+    for name, weight in whole.state.best_weights.items():
+        assert torch.equal(weight, second.state.best_weights[name])
+
+
+@pytest.mark.usefixtures("in_process")
+def test_the_number_of_epochs_is_given_or_taken_from_an_evaluation(
+    inputs: tuple[Store, Artifact, Artifact], tmp_path: Path
+) -> None:
+    store, dataset, vectors = inputs
+    chosen = make_settings(tmp_path)
+    model = fit(store, chosen, dataset, vectors)
+    evaluation = evaluate_model(store, chosen, dataset, vectors, model)
+    epochs = model.summary["best_epoch"]
+    assert 0 < epochs <= model.summary["epochs"]
+
+    without = chosen.train.model_dump(exclude_unset=True, exclude={"max_epochs"})
+
+    def final(**train: Any) -> Settings:
+        given = chosen.model_dump(exclude_unset=True) | {"train": without | train}
+        return with_data(Settings.model_validate(given), split="none")
+
+    everything = prepare(store, final())
+    refusal = r"number of epochs must be given .*--train\.max-epochs N, or --train\.epochs-from NAME/VERSION"
+    with pytest.raises(TrainingError, match=refusal):
+        fit(store, final(), everything, vectors)
+    asked = [
+        final(max_epochs=epochs),
+        final(epochs_from=f"board/{model.version}"),
+        final(epochs_from=f"board/{evaluation.version}", max_epochs=500),
+    ]
+    made = [fit(store, settings, everything, vectors) for settings in asked]
+    assert len({one.version for one in made}) == 1, "the same number of epochs is the same model"
+    assert made[0].summary["epochs"] == epochs
+    assert settle_epochs(store, final(epochs_from=f"board/{made[0].version}"), everything).train.max_epochs == epochs
+    # 500 is the default, but given it is a decision; with a validation part the default is only the most there may be.
+    assert settle_epochs(store, final(max_epochs=500), everything).train.max_epochs == 500
+    assert settle_epochs(store, final(), dataset).train.max_epochs == 500
+
+
+def test_epochs_from_names_a_trained_model(inputs: tuple[Store, Artifact, Artifact], tmp_path: Path) -> None:
+    store, dataset, vectors = inputs
+    with pytest.raises(
+        EvaluationError, match=r"no such model \(got train\.epochs_from = board/1, expected NAME/VERSION"
+    ):
+        settle_epochs(store, make_settings(tmp_path, epochs_from="board/1"), dataset)
+    untrained = make_settings(tmp_path, max_epochs=0)
+    training = build(inputs, untrained)
+    list(training.run())
+    model = commit_model(store, untrained, dataset, vectors, training.state, run="here")
+    asked = make_settings(tmp_path, epochs_from=f"board/{model.version}")
+    with pytest.raises(TrainingError, match=r"was never trained, .*pass --train\.epochs-from of a trained model"):
+        settle_epochs(store, asked, dataset)
+    assert settle_epochs(store, untrained, dataset) is untrained, "nothing is trained, so no number is needed"
+
+
+def test_an_epoch_cannot_be_picked_on_a_test_part_that_is_not_there(
+    inputs: tuple[Store, Artifact, Artifact], tmp_path: Path
+) -> None:
+    store = inputs[0]
+    settings = with_data(make_settings(tmp_path, select_on="test"), split="none")
+    dataset = prepare(store, settings)
+    with pytest.raises(TrainingError, match=r"train\.select_on = test .*\(got none\); pass --train\.select-on valid"):
+        settle_epochs(store, settings, dataset)
+    settle_epochs(store, with_data(make_settings(tmp_path, select_on="valid"), split="none"), dataset)
 
 
 # ---------------------------------------------------------------- several datasets, and datasets never trained on

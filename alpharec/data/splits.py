@@ -13,10 +13,15 @@ from alpharec.data.dataset import SPLITS, Ints
 from alpharec.data.files import InputFile, fail
 from alpharec.data.report import Counts
 
-Split = Literal["given", "ratio-random", "ratio-time", "leave-last-out", "global-time"]
+Split = Literal["given", "ratio-random", "ratio-time", "leave-last-out", "global-time", "none"]
 
 
 def split(pairs: pl.DataFrame, file: InputFile, settings: DataSettings, seed: int) -> tuple[pl.DataFrame, Counts]:
+    """Add the column ``split`` (0 train, 1 valid, 2 test); return the pairs that stay, and how many were left out.
+
+    Raises:
+        CatalogError: train is empty, or valid or test is and the settings do not allow it.
+    """
     if settings.split != "given":
         times = pairs["time"].to_numpy() if "time" in pairs.columns else None
         users = pairs["user"].to_numpy()
@@ -26,12 +31,20 @@ def split(pairs: pl.DataFrame, file: InputFile, settings: DataSettings, seed: in
     cold = pairs.select((pl.col("split") > 0) & ~pl.col("item").is_in(trained.implode())).to_series()
     if settings.drop_cold_truth:
         pairs = pairs.filter(~cold)
-    sizes = [pairs.filter(pl.col("split") == split).height for split in range(3)]
-    if 0 in sizes:
-        got = ", ".join(f"{size} in {split}" for split, size in zip(SPLITS, sizes, strict=True))
-        then = "choose another --data.split or other --data.ratios, or give more data"
-        fail(file, f"the split {settings.split} leaves {SPLITS[sizes.index(0)]} empty", got, then)
+    _check_sizes(pairs, file, settings)
     return pairs, {"cold_truth_interactions": int(cold.sum()) if settings.drop_cold_truth else 0}
+
+
+def _check_sizes(pairs: pl.DataFrame, file: InputFile, settings: DataSettings) -> None:
+    sizes = {name: pairs.filter(pl.col("split") == code).height for code, name in enumerate(SPLITS)}
+    shares = dict(zip(SPLITS, settings.shares or (1, 1, 1), strict=True))
+    got = ", ".join(f"{size} in {name}" for name, size in sizes.items())
+    for name, size in sizes.items():
+        problem = f"the split {settings.split} leaves {name} empty"
+        if size == 0 and name == "train":
+            fail(file, problem, got, "give train some, or pass --data.split none to train on every interaction")
+        if size == 0 and shares[name] and settings.on_empty_split == "error":
+            fail(file, problem, got, "pass --data.on-empty-split allow to continue without it, or give it some")
 
 
 def split_interactions(
@@ -42,9 +55,12 @@ def split_interactions(
     ratio-random, ratio-time: each user's interactions in random or time order are cut by ``split_sizes``.
     leave-last-out: a user's last is test, the one before valid; of two, the first is train; a single one is train.
     global-time: two moments for everyone, nearest to the ratios; what happened at one moment stays together.
+    none: all are train.
 
     Shapes: users (E,), times (E,) -> (E,).
     """
+    if how == "none":
+        return np.zeros(len(users), np.int8)
     if how == "global-time":
         assert times is not None
         return _split_by_moment(times, ratios)

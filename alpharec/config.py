@@ -546,6 +546,18 @@ class RecommendSettings(Section):
         0.7, ge=0, le=1, description="weight of the intention against the history; jobs/intention.py finds it"
     )
     include_seen: bool = Field(False, description="let items of the user's history appear in the list")
+    on_unknown_item: Literal["error", "skip"] = Field(
+        "error", description="an item of the users table that the bundle does not know: stop, or leave it out"
+    )
+    on_empty_history: Literal["error", "skip"] = Field(
+        "error", description="a user of the users table without a known item: stop, or leave the user out"
+    )
+    on_known_item: Literal["error", "skip"] = Field(
+        "error", description="a new item that the bundle knows already: stop, or use the bundle's own"
+    )
+    on_unknown_user: Literal["error", "skip"] = Field(
+        "error", description="an intention of an unknown user: stop, or leave it out"
+    )
     num_workers: int = Field(1, ge=1, description="ranking actors")
     num_cpus: int | None = Field(
         None, ge=1, description="CPUs (and threads) an actor reserves; unset: the cluster's, shared by the actors"

@@ -29,7 +29,7 @@ from alpharec.baselines import IdEmbeddings, ItemWeights, MultVae, item_scores
 from alpharec.config import CLOSED_FORMS, RecommendSettings, Settings
 from alpharec.data.dataset import Dataset, Pairs, domains_of, load_dataset, read_pairs
 from alpharec.data.formats import InputFile, open_table
-from alpharec.data.requests import read_intentions, read_new_items, read_user_lists
+from alpharec.data.requests import LeftOut, read_intentions, read_new_items, read_user_lists
 from alpharec.embed import embed_texts
 from alpharec.encoders import fingerprint
 from alpharec.graph import InteractionGraph
@@ -49,6 +49,8 @@ MEAN = "mean.safetensors"  # of the title vectors
 WANTED = "wanted"  # what queries are compared with, of new items
 HISTORY = "history"  # of a closed form's users: their train interactions
 MAX_PART = 65_536  # users a part file, about 20 MB at K = 20
+POLICIES = ("on_unknown_item", "on_empty_history", "on_known_item", "on_unknown_user")
+NUM_NAMED = 10  # ids that the summary names of those a policy left out
 
 Facts = dict[str, Any]
 
@@ -353,11 +355,12 @@ def recommend(store: Store, settings: Settings) -> Artifact:
     ``recommend.intentions``, by what they want and their history.
 
     Writes ``part-*.parquet`` (user_id, item_ids and scores, best first), users in order. Equal scores go by lower item
-    index, new items last. A list is shorter where candidates run out.
+    index, new items last. A list is shorter where candidates run out. ``left_out`` of the summary holds, for each case
+    that a policy left something out in, how much and the first ids.
 
     Raises:
-        RecommendError: there is no such bundle, its title vectors or interactions are gone, or the encoder settings are
-            not its own.
+        RecommendError: there is no such bundle, its title vectors or interactions are gone, the encoder settings are
+            not its own, or no user is left.
         CatalogError: the users, new items or intentions file does not hold what it must.
         EncoderError: a new title or a query has no vector.
         ArtifactError: the bundle is damaged.
@@ -372,6 +375,10 @@ def recommend(store: Store, settings: Settings) -> Artifact:
     titles = _titles_wanted(store, settings, bundle) if "intentions" in given else None
     users = newcomers if newcomers is not None and "users.parquet" in newcomers.files else bundle
     items = [bundle] if newcomers is None else [bundle, newcomers]
+    left_out = newcomers.summary.get("left_out", {}) if newcomers is not None else {}
+    for case, facts in left_out.items():
+        named = ", ".join(facts["first"]) + (", ..." if len(facts["first"]) == NUM_NAMED else "")
+        logger.info("recommend: left out: %s %s (%s)", f"{facts['count']:,}", case.replace("_", " "), named)
     draft = store.draft("recommendations", settings.name, version)
     num_users = users.summary["users"]
     for part, facts in sorted(_run_parts(draft, settings, users, items, titles, num_users)):
@@ -384,6 +391,7 @@ def recommend(store: Store, settings: Settings) -> Artifact:
             "items": sum(artifact.summary["items"] for artifact in items),
             "k": chosen.k,
             "parts": len(draft.files),
+            "left_out": left_out,
         },
     )
 
@@ -415,7 +423,18 @@ def _open_given(chosen: RecommendSettings) -> dict[str, InputFile]:
 def _content(chosen: RecommendSettings, given: Mapping[str, InputFile]) -> dict[str, Any]:
     """Return what of the given files a version depends on."""
     alpha = {"alpha": chosen.alpha} if "intentions" in given else {}
-    return {setting: file.sha256 for setting, file in given.items()} | alpha
+    # A policy left at "error" changes no list, so it is no part: lists made before there were policies are found.
+    policies = {name: getattr(chosen, name) for name in POLICIES if getattr(chosen, name) != "error"}
+    return {setting: file.sha256 for setting, file in given.items()} | alpha | policies
+
+
+def _facts_of(left_out: LeftOut) -> Facts:
+    """Return how many ids each policy left out, and the first few."""
+    return {
+        case: {"count": len(ids), "first": list(dict.fromkeys(ids))[:NUM_NAMED]}
+        for case, ids in left_out.items()
+        if ids
+    }
 
 
 # ---------------------------------------------------------------- newcomers
@@ -441,11 +460,14 @@ def _represent_newcomers(
     # The files are read, and refused where they must be, before the encoder starts.
     known = bundle.read_table("items.parquet", columns=["item_id", "context"])
     item_ids, new_ids, titles = known["item_id"].combine_chunks(), pa.array([], pa.string()), pa.array([], pa.string())
+    left_out: LeftOut = {}
     if "new_items" in given or "intentions" in given:
         _check_encoder(settings, bundle)
     if "new_items" in given:
-        new_ids, titles = read_new_items(given["new_items"], item_ids)
-    people = People.read(store, bundle, given, pa.concat_arrays([item_ids, new_ids]))
+        new_ids, titles, left_out = read_new_items(
+            given["new_items"], item_ids, on_known_item=settings.recommend.on_known_item
+        )
+    people = People.read(store, bundle, settings.recommend, given, pa.concat_arrays([item_ids, new_ids]))
     width = network.first.in_features
     draft = store.draft("newcomers", settings.name, version)
     new_IT = _embed(store, settings, new_ids, titles, width)
@@ -456,6 +478,7 @@ def _represent_newcomers(
         items[WANTED] = _column(centre(new_IT.float(), mean_T))
     draft.write_table("items.parquet", pa.table(items))
     if people is not None:
+        left_out = left_out | people.left_out
         item_IT = torch.cat([_title_vectors(store, bundle), new_IT])
         context_ID = F.pad(_matrix(known, "context"), (0, 0, 0, len(new_ids)))  # nobody has a new item yet
         user_UD = objective.scale(represent_users(network, item_IT, context_ID, people.lists, mean_T))
@@ -467,13 +490,18 @@ def _represent_newcomers(
     return draft.commit(
         settings=settings.model_dump(mode="json", include={"name", "encoder", "recommend"}),
         inputs={"bundle": bundle, **{setting: file.address for setting, file in given.items()}},
-        summary={"users": len(people.ids) if people is not None else 0, "items": len(new_ids)},
+        summary={
+            "users": len(people.ids) if people is not None else 0,
+            "items": len(new_ids),
+            "left_out": _facts_of(left_out),
+        },
     )
 
 
 @dataclass(frozen=True)
 class People:
-    """Users to represent: what they have, what is not recommended to them, and what some of them say they want.
+    """Users to represent: what they have, what is not recommended to them, and what some of them say they want; and
+    what policies left out of their files.
 
     Shapes: ids (U,); asking (Q,), rows of ``ids``, with queries (Q,).
     """
@@ -483,27 +511,49 @@ class People:
     seen: Pairs
     asking: npt.NDArray[np.int64]
     queries: pa.StringArray
+    left_out: LeftOut
 
     @classmethod
     def read(
-        cls, store: Store, bundle: Artifact, given: Mapping[str, InputFile], item_ids: pa.StringArray
+        cls,
+        store: Store,
+        bundle: Artifact,
+        chosen: RecommendSettings,
+        given: Mapping[str, InputFile],
+        item_ids: pa.StringArray,
     ) -> People | None:
         """Read users given by their items, with or without intentions; or the bundle's users who have an intention,
         with their train items; None where neither is given.
         """
         if "users" in given:
-            ids, pairs = read_user_lists(given["users"], item_ids)
+            ids, pairs, left_out = read_user_lists(
+                given["users"],
+                item_ids,
+                on_unknown_item=chosen.on_unknown_item,
+                on_empty_history=chosen.on_empty_history,
+            )
             asking, queries = np.array([], np.int64), pa.array([], pa.string())
             if "intentions" in given:
-                asking, queries = read_intentions(given["intentions"], ids)
-            return cls(ids, pairs, pairs, asking, queries)
+                asking, queries, of_intentions = read_intentions(
+                    given["intentions"],
+                    ids,
+                    on_unknown_user=chosen.on_unknown_user,
+                    without=left_out["users_without_items"],
+                )
+                left_out = left_out | of_intentions
+            return cls(ids, pairs, pairs, asking, queries, left_out)
         if "intentions" not in given:
             return None
         users = bundle.read_table("users.parquet", columns=["user_id"])["user_id"].combine_chunks()
-        rows, queries = read_intentions(given["intentions"], users)
+        rows, queries, left_out = read_intentions(given["intentions"], users, on_unknown_user=chosen.on_unknown_user)
+        if not len(rows):
+            raise RecommendError(
+                f"{given['intentions'].address}: no user is left (got {len(left_out['unknown_users'])} whom "
+                f"{bundle.uri} does not know); pass --recommend.intentions FILE with a user of the bundle"
+            )
         train, seen = _input_of(store, bundle, "dataset").read_table("train.parquet"), bundle.read_table("seen.parquet")
         history, seen = (_pairs_of(rows, table, len(users)) for table in (train, seen))
-        return cls(users.take(pa.array(rows)), history, seen, np.arange(len(rows)), queries)
+        return cls(users.take(pa.array(rows)), history, seen, np.arange(len(rows)), queries, left_out)
 
     @property
     def lists(self) -> Lists:

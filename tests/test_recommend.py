@@ -446,11 +446,11 @@ def test_user_lists_read_the_same_from_csv_jsonl_and_parquet(shop: Shop, tmp_pat
     jsonl = table_file(tmp_path, "users.jsonl", *map(json.dumps, given))
     pq.write_table(pa.Table.from_pylist(given), tmp_path / "users.parquet")
     for address in (csv, jsonl, str(tmp_path / "users.parquet")):
-        users, pairs = read_user_lists(open_table(address, "users"), ids)
+        users, pairs, _ = read_user_lists(open_table(address, "users"), ids)
         assert users.to_pylist() == ["v", "w"]
         assert list(zip(pairs.users.tolist(), pairs.items.tolist(), strict=True)) == [(0, 0), (0, 1), (1, 0)]
     odd = table_file(tmp_path, "odd.jsonl", json.dumps({"user_id": 1, "item_ids": ['q"\\ x', 7]}))
-    users, pairs = read_user_lists(open_table(odd, "users"), ids)
+    users, pairs, _ = read_user_lists(open_table(odd, "users"), ids)
     assert (users.to_pylist(), pairs.items.tolist()) == (["1"], [0, 2])
 
 
@@ -462,6 +462,7 @@ def test_user_lists_read_the_same_from_csv_jsonl_and_parquet(shop: Shop, tmp_pat
             "1 given items are neither in the bundle nor new items (got 'nope' of user b at line 3)",
         ),
         (["a,i0", "b,"], "1 users have no item (got user b at line 3); give them a known item each"),
+        (["a,i0", "b,gone"], "pass --recommend.on-unknown-item skip to leave them out"),
         (["a,i0", "a,i1"], "2 rows share a user (got user a at line 2, user a at line 3); give each user one row"),
         ([",i0"], "1 rows have no user id in column user_id"),
         ([], "is empty (got no rows); pass --recommend.users FILE"),
@@ -500,6 +501,91 @@ def test_new_users_need_the_title_vectors(shop: Shop) -> None:
     users = table_file(shop.folder, "one.csv", "user_id,item_ids", "a,i0")
     with pytest.raises(RecommendError, match=r"vectors of bundle .* are gone.*run jobs/embed.py"):
         recommend(bare, shop.asking(users=users))
+
+
+# ---------------------------------------------------------------- policies
+
+
+def setting_in(message: str) -> dict[str, str]:
+    """Return the setting that a message recommends, as ``shop.asking`` takes it."""
+    name, value = re.search(r"--recommend\.([a-z-]+) ([a-z]+) to ", message).groups()  # type: ignore[union-attr]
+    return {name.replace("-", "_"): value}
+
+
+@pytest.mark.usefixtures("in_process")
+def test_delisted_items_and_users_left_without_one_are_left_out_by_the_settings_that_the_messages_name(
+    shop: Shop, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = ["a,i0 old-7 i2", "b,old-7 old-8", "c,", "d,i1 i3"]
+    users = table_file(shop.folder, "delisted.csv", "user_id,item_ids", *rows)
+    asked: dict[str, Any] = {"users": users}
+    with pytest.raises(CatalogError, match=r"3 given items are neither .*got 'old-7' of user a at line 2") as refusal:
+        recommend(shop.store, shop.asking(**asked))
+    asked |= setting_in(str(refusal.value))
+    with pytest.raises(CatalogError, match=r"2 users have no item that is known \(got user b at line 3, ") as refusal:
+        recommend(shop.store, shop.asking(**asked))
+    asked |= setting_in(str(refusal.value))
+    with caplog.at_level("INFO", "alpharec"):
+        made = recommend(shop.store, shop.asking(**asked))
+    assert asked == {"users": users, "on_unknown_item": "skip", "on_empty_history": "skip"}
+    assert made.summary["left_out"] == {
+        "unknown_items": {"count": 3, "first": ["old-7", "old-8"]},
+        "users_without_items": {"count": 2, "first": ["b", "c"]},
+    }
+    assert "recommend: left out: 2 users without items (b, c)" in caplog.messages
+    clean = table_file(shop.folder, "clean.csv", "user_id,item_ids", "a,i0 i2", "d,i1 i3")
+    expected = recommend(shop.store, shop.asking(users=clean))
+    assert read_lists(made) == read_lists(expected)
+    assert (expected.summary["users"], expected.summary["left_out"]) == (2, {})
+
+
+@pytest.mark.usefixtures("in_process")
+def test_a_user_without_an_item_is_left_out_with_what_it_wants(shop: Shop) -> None:
+    users = table_file(shop.folder, "some_cold.csv", "user_id,item_ids", "a,i0 i2", "b,", "c,i1")
+    wishes = table_file(shop.folder, "cold_wishes.csv", "user_id,query", "b,red thing", "c,red thing")
+    made = recommend(shop.store, shop.asking(users=users, intentions=wishes, on_empty_history="skip"))
+    assert list(read_lists(made)) == ["a", "c"]
+    assert made.summary["left_out"] == {"users_without_items": {"count": 1, "first": ["b"]}}
+
+
+@pytest.mark.usefixtures("in_process")
+def test_known_new_items_are_the_bundles_own_where_asked(shop: Shop) -> None:
+    new = table_file(shop.folder, "half_new.csv", "item_id,title", "i4,another title", "n4,red thing", "i5,")
+    with pytest.raises(CatalogError, match=r"2 items are in the bundle already \(got i4 with .* at line 2") as refusal:
+        recommend(shop.store, shop.asking(new_items=new))
+    made = recommend(shop.store, shop.asking(new_items=new, **setting_in(str(refusal.value))))
+    assert made.summary["left_out"] == {"known_new_items": {"count": 2, "first": ["i4", "i5"]}}
+    alone = table_file(shop.folder, "all_new.csv", "item_id,title", "n4,red thing")
+    assert read_lists(made) == read_lists(recommend(shop.store, shop.asking(new_items=alone)))
+
+
+@pytest.mark.usefixtures("in_process")
+def test_intentions_of_unknown_users_are_left_out_where_asked(shop: Shop) -> None:
+    wishes = table_file(shop.folder, "strangers.csv", "user_id,query", "who,", "u4,red thing", "who,red")
+    with pytest.raises(CatalogError, match=r"1 queries are empty"):
+        recommend(shop.store, shop.asking(intentions=wishes))
+    wishes = table_file(shop.folder, "strangers.csv", "user_id,query", "who,blue", "u4,red thing", "who,red")
+    with pytest.raises(CatalogError, match=r"2 queries have an unknown user \(got user who at line 2") as refusal:
+        recommend(shop.store, shop.asking(intentions=wishes))
+    asked = setting_in(str(refusal.value))
+    made = recommend(shop.store, shop.asking(intentions=wishes, **asked))
+    assert made.summary["left_out"] == {"unknown_users": {"count": 2, "first": ["who"]}}
+    known = table_file(shop.folder, "friends.csv", "user_id,query", "u4,red thing")
+    assert read_lists(made) == read_lists(recommend(shop.store, shop.asking(intentions=known)))
+    nobody = table_file(shop.folder, "nobody.csv", "user_id,query", "who,red")
+    with pytest.raises(RecommendError, match=r"nobody.csv: no user is left \(got 1 whom .* does not know\); pass"):
+        recommend(shop.store, shop.asking(intentions=nobody, **asked))
+    # With a file of users, who get lists without an intention too, no intention is needed.
+    users = table_file(shop.folder, "no_wish.csv", "user_id,item_ids", "a,i0 i2")
+    made = recommend(shop.store, shop.asking(users=users, intentions=nobody, **asked))
+    assert list(read_lists(made)) == ["a"]
+
+
+def test_a_file_whose_users_are_all_left_out_is_refused(shop: Shop) -> None:
+    users = table_file(shop.folder, "all_cold.csv", "user_id,item_ids", "a,", "b,gone")
+    skipping = shop.asking(users=users, on_unknown_item="skip", on_empty_history="skip")
+    with pytest.raises(CatalogError, match=r"no user is left \(got 2 users without a known item\); give one of them"):
+        recommend(shop.store, skipping)
 
 
 # ---------------------------------------------------------------- intentions

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Sequence
+from typing import Literal
 
 import polars as pl
 import pyarrow as pa
@@ -14,15 +16,27 @@ from alpharec.data.read import read_catalog
 from alpharec.data.tables import decode, fail, id_column, quoted, read_columns, refuse, strings
 from alpharec.data.titles import normalize_titles
 
+Policy = Literal["error", "skip"]
+# The ids that each policy left out of a request, e.g. "unknown_items"; an id is there as often as the file has it.
+LeftOut = dict[str, list[str]]
 
-def read_user_lists(file: InputFile, item_ids: pa.StringArray) -> tuple[pa.StringArray, Pairs]:
-    """Read users given by their items: user ids, and pairs of a user's row and an index into ``item_ids``.
+
+def read_user_lists(
+    file: InputFile,
+    item_ids: pa.StringArray,
+    *,
+    on_unknown_item: Policy = "error",
+    on_empty_history: Policy = "error",
+) -> tuple[pa.StringArray, Pairs, LeftOut]:
+    """Read users given by their items: user ids, pairs of a user's row and an index into ``item_ids``, and what was
+    left out.
 
     Columns ``user_id`` and ``item_ids``: a list in Parquet and JSONL, ids separated by spaces in CSV. An item that a
     user has twice counts once; pairs are sorted.
 
     Raises:
-        CatalogError: a user comes twice, has no item or an unknown one, or what any input is refused for.
+        CatalogError: a user comes twice; a policy is ``error`` and its case occurs; no user is left; or what any input
+            is refused for.
     """
     wanted = {"user": "user_id", "items": "item_ids"}
     frame = read_columns(file, wanted)
@@ -30,19 +44,37 @@ def read_user_lists(file: InputFile, item_ids: pa.StringArray) -> tuple[pa.Strin
     again = frame.filter(pl.col("user").is_duplicated())
     if not again.is_empty():
         refuse((file,), again, "rows share a user", pl.format("user {}", "user"), "give each user one row")
-    empty = frame.filter(pl.col("items").list.len().fill_null(0) == 0)
-    if not empty.is_empty():
-        then = "give them a known item each, or remove their rows"
-        refuse((file,), empty, "users have no item", pl.format("user {}", "user"), then)
     known = pl.DataFrame({"items": pl.Series(values=item_ids, dtype=pl.String)}).with_row_index("item")
-    pairs = frame.explode("items").join(known, on="items", how="left", maintain_order="left")
-    unknown = pairs.filter(pl.col("item").is_null())
-    if not unknown.is_empty():
+    pairs = frame.filter(pl.col("items").list.len() > 0).explode("items")
+    pairs = pairs.join(known, on="items", how="left", maintain_order="left")
+    pairs, unknown = _part(pairs, pl.col("item").is_null())
+    if on_unknown_item == "error" and not unknown.is_empty():
         values = pl.format("{} of user {}", quoted("items"), "user")
-        then = "remove them, or add their titles by --recommend.new-items FILE"
+        then = (
+            "add their titles by --recommend.new-items FILE, or pass --recommend.on-unknown-item skip to leave them out"
+        )
         refuse((file,), unknown, "given items are neither in the bundle nor new items", values, then)
-    pairs = pairs.select(pl.col("row", "item").cast(pl.Int64)).unique().sort("row", "item")
-    return strings(frame["user"]), Pairs(pairs["row"].to_numpy(writable=True), pairs["item"].to_numpy(writable=True))
+    frame, empty = _part(frame, ~pl.col("row").is_in(pairs["row"].unique().implode()))
+    if on_empty_history == "error" and not empty.is_empty():
+        what = "users have no item" if unknown.is_empty() else "users have no item that is known"
+        then = "give them a known item each, or pass --recommend.on-empty-history skip to leave them out"
+        refuse((file,), empty, what, pl.format("user {}", "user"), then)
+    if frame.is_empty():
+        fail(file, "no user is left", f"{empty.height} users without a known item", "give one of them a known item")
+    # Users are numbered anew: the ranks of the rows that are left run from 1 without gaps.
+    pairs = pairs.select(pl.col("row").rank("dense") - 1, "item").cast(pl.Int64).unique().sort("row", "item")
+    left_out = {"unknown_items": _ids(unknown, "items"), "users_without_items": _ids(empty, "user")}
+    found = Pairs(pairs["row"].to_numpy(writable=True), pairs["item"].to_numpy(writable=True))
+    return strings(frame["user"]), found, left_out
+
+
+def _part(frame: pl.DataFrame, bad: pl.Expr) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Return the rows that are not bad, and those that are."""
+    return frame.filter(~bad), frame.filter(bad)
+
+
+def _ids(frame: pl.DataFrame, column: str) -> list[str]:
+    return frame[column].fill_null("null").to_list()
 
 
 def _id_lists(file: InputFile, lists: pl.Series) -> pl.Series:
@@ -66,37 +98,60 @@ def _json_ids(file: InputFile, value: object, row: int) -> list[str | None]:
     return [None if item is None else str(item) for item in value or []]
 
 
-def read_new_items(file: InputFile, item_ids: pa.StringArray) -> tuple[pa.StringArray, pa.StringArray]:
-    """Read items to add to those of ``item_ids``, columns ``item_id`` and ``title``: their ids and normalised titles.
+def read_new_items(
+    file: InputFile, item_ids: pa.StringArray, *, on_known_item: Policy = "error"
+) -> tuple[pa.StringArray, pa.StringArray, LeftOut]:
+    """Read items to add to those of ``item_ids``, columns ``item_id`` and ``title``: their ids, normalised titles, and
+    what was left out.
 
     Raises:
-        CatalogError: an id comes twice or is known, a title is empty, or what any input is refused for.
+        CatalogError: an id comes twice or a title is empty; an id is known, unless the policy leaves it out; or what
+            any input is refused for.
     """
     table = read_catalog(file, Columns("item_id", "title", "")).table.with_columns(raw="title")
     table = table.with_columns(title=normalize_titles(table["title"]))
-    known = pl.Series(values=item_ids, dtype=pl.String).implode()
+    is_known = pl.col("item_id").is_in(pl.Series(values=item_ids, dtype=pl.String).implode())
+    left_out: LeftOut = {"known_new_items": []}
+    if on_known_item == "skip":
+        table, known = _part(table, is_known)
+        left_out = {"known_new_items": _ids(known, "item_id")}
     for bad, what, then in (
         (pl.col("item_id").is_duplicated(), "rows share an item id", "leave one row per item"),
-        (pl.col("item_id").is_in(known), "items are in the bundle already", "remove their rows"),
+        (
+            is_known,
+            "items are in the bundle already",
+            "remove their rows, or pass --recommend.on-known-item skip to use the bundle's own",
+        ),
         (pl.col("title").is_null(), "items have an empty title", "give them a title, or remove their rows"),
     ):
         refused = table.filter(bad)
         if not refused.is_empty():
             refuse((file,), refused, what, pl.format("{} with title {}", "item_id", quoted("raw")), then)
-    return strings(table["item_id"]), strings(table["title"])
+    return strings(table["item_id"]), strings(table["title"]), left_out
 
 
-def read_intentions(file: InputFile, user_ids: pa.StringArray) -> tuple[Ints, pa.StringArray]:
-    """Read what users say they want, columns ``user_id`` and ``query``: rows of ``user_ids``, and normalised texts.
+def read_intentions(
+    file: InputFile, user_ids: pa.StringArray, *, on_unknown_user: Policy = "error", without: Sequence[str] = ()
+) -> tuple[Ints, pa.StringArray, LeftOut]:
+    """Read what users say they want, columns ``user_id`` and ``query``: rows of ``user_ids``, normalised texts, and
+    what was left out. Intentions of users in ``without``, who were left out before, are left out with them.
 
     Raises:
-        CatalogError: a user is unknown or comes twice, a query is empty, or what any input is refused for.
+        CatalogError: a user comes twice or a query is empty; a user is unknown, unless the policy leaves it out; or
+            what any input is refused for.
     """
     table = _read_statements(file, {"user": "user_id", "query": "query"}, user_ids)
+    table = table.filter(~pl.col("user").is_in(list(without)))
+    left_out: LeftOut = {"unknown_users": []}
+    if on_unknown_user == "skip":
+        table, unknown = _part(table, pl.col("user_row").is_null())
+        left_out = {"unknown_users": _ids(unknown, "user")}
+    then = "give the users' items by --recommend.users FILE, or pass --recommend.on-unknown-user skip to leave them out"
+    _check_statements(file, table, then)
     again = table.filter(pl.col("user").is_duplicated())
     if not again.is_empty():
         refuse((file,), again, "rows share a user", pl.format("user {}", "user"), "give each user one row")
-    return table["user_row"].cast(pl.Int64).to_numpy(writable=True), strings(table["query"])
+    return table["user_row"].cast(pl.Int64).to_numpy(writable=True), strings(table["query"]), left_out
 
 
 def read_queries(file: InputFile, dataset: Dataset) -> pa.Table:
@@ -109,6 +164,7 @@ def read_queries(file: InputFile, dataset: Dataset) -> pa.Table:
     """
     wanted = {"user": "user_id", "query": "query", "item": "item_id"}
     table = _read_statements(file, wanted, dataset.user_ids)
+    _check_statements(file, table, "remove their rows")
     table = table.join(_numbered("item", dataset.item_ids), on="item", how="left", maintain_order="left")
     held_out = pl.concat(
         pl.DataFrame({"user_row": pairs.users, "item_row": pairs.items}).with_columns(split=pl.lit(split))
@@ -160,15 +216,17 @@ def _read_statements(file: InputFile, wanted: dict[str, str], user_ids: pa.Strin
     frame = read_columns(file, wanted)
     ids = {name: id_column(file, frame, name, wanted) for name in wanted if name != "query"}
     frame = frame.with_columns(**ids, query=normalize_titles(frame["query"]))
-    frame = frame.join(_numbered("user", user_ids), on="user", how="left", maintain_order="left")
+    return frame.join(_numbered("user", user_ids), on="user", how="left", maintain_order="left")
+
+
+def _check_statements(file: InputFile, table: pl.DataFrame, then_of_unknown: str) -> None:
     for bad, what, then in (
         (pl.col("query").is_null(), "queries are empty", "write what the user wants, or remove their rows"),
-        (pl.col("user_row").is_null(), "queries have an unknown user", "remove their rows, or give the user's items"),
+        (pl.col("user_row").is_null(), "queries have an unknown user", then_of_unknown),
     ):
-        refused = frame.filter(bad)
+        refused = table.filter(bad)
         if not refused.is_empty():
             refuse((file,), refused, what, pl.format("user {}", "user"), then)
-    return frame
 
 
 def _numbered(name: str, ids: pa.StringArray) -> pl.DataFrame:

@@ -546,8 +546,13 @@ class RecommendSettings(Section):
         0.7, ge=0, le=1, description="weight of the intention against the history; jobs/intention.py finds it"
     )
     include_seen: bool = Field(False, description="let items of the user's history appear in the list")
+    for_users: str = Field(
+        "", description="table (user_id) of users of the bundle to make lists for; empty: all users of the bundle"
+    )
+    candidates: str = Field("", description="table (item_id) of the only items to recommend, e.g. what is in stock")
+    exclude: str = Field("", description="table (item_id) of items never to recommend")
     on_unknown_item: Literal["error", "skip"] = Field(
-        "error", description="an item of the users table that the bundle does not know: stop, or leave it out"
+        "error", description="an item of users or candidates that the bundle does not know: stop, or leave it out"
     )
     on_empty_history: Literal["error", "skip"] = Field(
         "error", description="a user of the users table without a known item: stop, or leave the user out"
@@ -556,7 +561,7 @@ class RecommendSettings(Section):
         "error", description="a new item that the bundle knows already: stop, or use the bundle's own"
     )
     on_unknown_user: Literal["error", "skip"] = Field(
-        "error", description="an intention of an unknown user: stop, or leave it out"
+        "error", description="an unknown user in the intentions or for_users table: stop, or leave the user out"
     )
     num_workers: int = Field(1, ge=1, description="ranking actors")
     num_cpus: int | None = Field(
@@ -564,6 +569,16 @@ class RecommendSettings(Section):
     )
     num_gpus: float = Field(0.0, ge=0, description="GPUs an actor reserves; 0 ranks on the CPU")
     block_size: int = Field(1024, ge=1, description="users ranked at a time")
+
+    @model_validator(mode="after")
+    def _check_users(self) -> RecommendSettings:
+        others = [f"recommend.{name}" for name in ("users", "intentions") if getattr(self, name)]
+        if self.for_users and others:
+            raise ValueError(
+                "recommend.for_users picks users of the bundle, while recommend.users and recommend.intentions name "
+                f"their own (got it with {' and '.join(others)}); leave one out"
+            )
+        return self
 
 
 class RaySettings(Section):

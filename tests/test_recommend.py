@@ -588,6 +588,167 @@ def test_a_file_whose_users_are_all_left_out_is_refused(shop: Shop) -> None:
         recommend(shop.store, skipping)
 
 
+# ---------------------------------------------------------------- which items, which users
+
+STOCK = [0, 3, 4, 5, 8, 9, 12, 17, 19]
+
+
+def cut(lists: dict[str, dict[str, Any]], allowed: set[str], k: int = K) -> dict[str, dict[str, Any]]:
+    """Return what is left of whole lists: allowed items alone, the first k."""
+    left = {}
+    for user, row in lists.items():
+        pairs = [pair for pair in zip(row["item_ids"], row["scores"], strict=True) if pair[0] in allowed][:k]
+        left[user] = {"user_id": user, "item_ids": [item for item, _ in pairs], "scores": [score for _, score in pairs]}
+    return left
+
+
+def with_new(shop: Shop) -> dict[str, Any]:
+    """Return settings that name users by their items, some with an intention, and new items."""
+    rows = ["a,i0 i2 i5", "b,i1 n1", "c,i3"]
+    return {
+        "users": table_file(shop.folder, "w_users.csv", "user_id,item_ids", *rows),
+        "new_items": table_file(shop.folder, "w_new.csv", "item_id,title", "n0,red thing", "n1,blue thing"),
+        "intentions": table_file(shop.folder, "w_wishes.csv", "user_id,query", "c,red thing", "a,blue thing"),
+    }
+
+
+@pytest.mark.usefixtures("in_process")
+@pytest.mark.parametrize("asked", ["bundle", "new items", "users", "intentions", "everything"])
+@pytest.mark.parametrize("include_seen", [False, True])
+def test_candidates_less_the_excluded_are_whole_lists_filtered_and_cut(
+    shop: Shop, asked: str, include_seen: bool
+) -> None:
+    names = {"bundle": [], "new items": ["new_items"], "users": ["users", "new_items"], "intentions": ["intentions"]}
+    every = with_new(shop)
+    given = {name: every[name] for name in names.get(asked, every)}
+    if asked == "intentions":
+        given["intentions"] = table_file(shop.folder, "w_known.csv", "user_id,query", "u7,red", "u2,blue", "late,red")
+    given["include_seen"] = include_seen
+    whole = read_lists(recommend(shop.store, shop.asking(**given, k=100)))
+    new = ["n0"] if "new_items" in given else []
+    stock = {f"i{item}" for item in STOCK} | set(new)
+    candidates = table_file(shop.folder, "stock.csv", "item_id,price", *(f"{item},1" for item in [*stock, "i0"]))
+    exclude = table_file(shop.folder, "never.csv", "item_id", "i4", "i5", "i7", "i4", "long-gone")
+    made = recommend(shop.store, shop.asking(**given, candidates=candidates))
+    assert read_lists(made) == cut(whole, stock)
+    assert (made.summary["candidates"], made.summary["items"]) == (len(stock), NUM_ITEMS + 2 * bool(new))
+    banned = {"i4", "i5", "i7"}
+    made = recommend(shop.store, shop.asking(**given, exclude=exclude))
+    assert read_lists(made) == cut(whole, ({f"i{item}" for item in range(NUM_ITEMS)} | {"n0", "n1"}) - banned)
+    assert made.summary["left_out"] == {"unknown_excluded_items": {"count": 1, "first": ["long-gone"]}}
+    both = recommend(shop.store, shop.asking(**given, candidates=candidates, exclude=exclude))
+    assert read_lists(both) == cut(whole, stock - banned)
+    assert set(both.manifest["inputs"]) >= {"bundle", "candidates", "exclude"}
+
+
+@pytest.mark.usefixtures("in_process")
+@pytest.mark.parametrize(
+    ("kind", "loss", "epochs"), [("ease", "infonce", 0), ("id", "bc", 2), ("multvae", "multinomial", 2)]
+)
+def test_models_without_titles_rank_candidates_for_some_users(shop: Shop, kind: str, loss: str, epochs: int) -> None:
+    name = f"{kind}-narrowed"
+    settings = shop.settings.model_copy(
+        update={"name": name, "model": shop.settings.model.model_copy(update={"kind": kind})}
+    )
+    train = {"max_epochs": epochs, "learning_rate": 0.05, "loss": loss}
+    settings = settings.model_copy(update={"train": settings.train.model_copy(update=train)})
+    model = fit(shop.store, settings, shop.dataset, shop.vectors)
+    evaluation = evaluate_model(shop.store, settings, shop.dataset, shop.vectors, model)
+    publish(shop.store, settings, shop.dataset, shop.vectors, model, evaluation)
+
+    def lists(**asked: Any) -> dict[str, dict[str, Any]]:
+        chosen = settings.recommend.model_copy(update=asked)
+        return read_lists(recommend(shop.store, settings.model_copy(update={"recommend": chosen})))
+
+    whole = lists(k=100)
+    candidates = table_file(shop.folder, "stock.csv", "item_id", *(f"i{item}" for item in STOCK))
+    exclude = table_file(shop.folder, "banned.csv", "item_id", "i4", "i5")
+    left = cut(whole, {f"i{item}" for item in STOCK} - {"i4", "i5"})
+    assert lists(candidates=candidates, exclude=exclude) == left
+    people = table_file(shop.folder, "people.csv", "user_id", "u9", "late", "u3", "u9")
+    assert lists(candidates=candidates, exclude=exclude, for_users=people) == {
+        user: left[user] for user in ("u3", "u9", "late")
+    }
+
+
+@pytest.mark.usefixtures("in_process")
+def test_lists_for_some_users_are_those_they_have_among_all(shop: Shop, made: Artifact) -> None:
+    all_lists, people = read_lists(made), ["u17", "u3", "late", "u4"]
+    table = table_file(shop.folder, "some.jsonl", *(json.dumps({"user_id": user, "since": 1}) for user in people))
+    some = recommend(shop.store, shop.asking(for_users=table))
+    assert (some.summary["users"], list(read_lists(some))) == (4, ["u3", "u4", "u17", "late"])
+    assert read_lists(some) == {user: all_lists[user] for user in people}
+    new = with_new(shop)["new_items"]
+    whole = read_lists(recommend(shop.store, shop.asking(new_items=new)))
+    some = recommend(shop.store, shop.asking(for_users=table, new_items=new))
+    assert read_lists(some) == {user: whole[user] for user in people}
+
+
+def test_actors_of_their_own_get_the_selection(shop: Shop, made: Artifact) -> None:
+    people = table_file(shop.folder, "actors.csv", "user_id", *(f"u{user}" for user in range(0, NUM_USERS, 3)))
+    stock = table_file(shop.folder, "actors_stock.csv", "item_id", *(f"i{item}" for item in STOCK))
+    some = read_lists(recommend(shop.store, shop.asking(for_users=people, candidates=stock, num_cpus=1)))
+    whole = Source.load(shop.bundle, [shop.bundle]).lists(0, NUM_USERS + 1, shop.asking(k=100).recommend).to_pylist()
+    expected = cut({row["user_id"]: row for row in whole}, {f"i{item}" for item in STOCK})
+    assert some == {f"u{user}": expected[f"u{user}"] for user in range(0, NUM_USERS, 3)}
+
+
+@pytest.mark.usefixtures("in_process")
+def test_unknown_candidates_and_users_stop_unless_left_out(shop: Shop) -> None:
+    stock = table_file(shop.folder, "whole_stock.csv", "item_id", "i3", "tv-1", "i4", "tv-2", "tv-1")
+    with pytest.raises(CatalogError, match=r"3 candidates are neither .*\(got 'tv-1' at line 3, 'tv-2' at") as refusal:
+        recommend(shop.store, shop.asking(candidates=stock))
+    made = recommend(shop.store, shop.asking(candidates=stock, **setting_in(str(refusal.value))))
+    assert made.summary["left_out"] == {"unknown_candidates": {"count": 3, "first": ["tv-1", "tv-2"]}}
+    assert {item for row in read_lists(made).values() for item in row["item_ids"]} == {"i3", "i4"}
+    # The other next step of the message.
+    new = table_file(shop.folder, "tvs.csv", "item_id,title", "tv-1,red tv", "tv-2,blue tv")
+    made = recommend(shop.store, shop.asking(candidates=stock, new_items=new))
+    assert (made.summary["candidates"], made.summary["left_out"]) == (4, {})
+    people = table_file(shop.folder, "strange_people.csv", "user_id", "u1", "nobody")
+    with pytest.raises(CatalogError, match=r"1 users are not in the bundle \(got user nobody at line 3\)") as refusal:
+        recommend(shop.store, shop.asking(for_users=people))
+    made = recommend(shop.store, shop.asking(for_users=people, **setting_in(str(refusal.value))))
+    assert made.summary["left_out"] == {"unknown_users": {"count": 1, "first": ["nobody"]}}
+    assert list(read_lists(made)) == ["u1"]
+    nobody = table_file(shop.folder, "no_people.csv", "user_id", "nobody")
+    with pytest.raises(CatalogError, match=r"no user is left \(got 1 users unknown to the bundle\); pass"):
+        recommend(shop.store, shop.asking(for_users=nobody, on_unknown_user="skip"))
+
+
+def test_no_candidate_left_is_refused(shop: Shop) -> None:
+    stock = table_file(shop.folder, "foreign.csv", "item_id", "tv-1", "i2")
+    exclude = table_file(shop.folder, "none_left.csv", "item_id", "i2")
+    with pytest.raises(RecommendError, match=r"no item is left .* of 20 \(got recommend.candidates = .*foreign.csv, "):
+        recommend(shop.store, shop.asking(candidates=stock, exclude=exclude, on_unknown_item="skip"))
+
+
+def test_users_of_the_bundle_are_picked_without_others() -> None:
+    with pytest.raises(ValueError, match=r"picks users of the bundle.*got it with recommend.users and recommend.int"):
+        Settings.model_validate({"recommend": {"for_users": "a.csv", "users": "b.csv", "intentions": "c.csv"}})
+
+
+@pytest.mark.usefixtures("in_process")
+def test_what_changes_lists_changes_their_version(shop: Shop, made: Artifact) -> None:
+    stock = [
+        table_file(shop.folder, f"v{size}.csv", "item_id", *(f"i{item}" for item in range(size))) for size in (8, 9)
+    ]
+    people = table_file(shop.folder, "v_users.csv", "user_id", "u1", "u2")
+    asked: list[dict[str, Any]] = [
+        {"candidates": stock[0]},
+        {"candidates": stock[1]},
+        {"exclude": stock[0]},
+        {"candidates": stock[1], "exclude": stock[0]},
+        {"for_users": people},
+    ]
+    versions = [recommend(shop.store, shop.asking(**each)).version for each in asked]
+    assert len({made.version, *versions}) == 1 + len(asked)
+    before = objects(shop.store)
+    copy = table_file(shop.folder, "v8_again.csv", "item_id", *(f"i{item}" for item in range(8)))
+    assert recommend(shop.store, shop.asking(candidates=copy)).version == versions[0], "content counts, not its place"
+    assert objects(shop.store) == before
+
+
 # ---------------------------------------------------------------- intentions
 
 

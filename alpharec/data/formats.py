@@ -16,7 +16,10 @@ import fsspec
 from alpharec.config import DataSettings
 from alpharec.data.dataset import SPLITS, CatalogError
 
-Role = Literal["catalog", "interactions", "user lists", "new items", "intentions", "queries", "item texts"]
+Role = Literal[
+    "catalog", "interactions", "user lists", "new items", "intentions", "queries", "item texts", "candidates",
+    "excluded items", "users to list for",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,7 @@ JSON_SUFFIXES = (".jsonl", ".json", ".ndjson")
 TABLE_SUFFIXES = (".parquet", ".csv", ".csv.gz", ".jsonl", ".jsonl.gz")
 ROLES: dict[str, Role] = {"items": "catalog", "users": "user lists", "new_items": "new items"}
 ROLES |= {"intentions": "intentions", "queries": "queries", "texts": "item texts"}
+ROLES |= {"candidates": "candidates", "exclude": "excluded items", "for_users": "users to list for"}
 FILE_SETTINGS: dict[Role, str] = {
     "catalog": "--data.items FILE",
     "interactions": "--data.interactions FILE",
@@ -72,6 +76,9 @@ FILE_SETTINGS: dict[Role, str] = {
     "intentions": "--recommend.intentions FILE",
     "queries": "--intention.queries FILE",
     "item texts": "--intention.texts FILE",
+    "candidates": "--recommend.candidates FILE",
+    "excluded items": "--recommend.exclude FILE",
+    "users to list for": "--recommend.for-users FILE",
 }
 COLUMN_SETTINGS = ("item_column", "title_column", "user_column", "time_column", "rating_column", "split_column")
 
@@ -194,7 +201,10 @@ def _csv_line(data: bytes, row: int) -> str:
     return f"of record {row + 1}"
 
 
-def open_table(address: str, setting: Literal["users", "new_items", "intentions", "queries", "texts"]) -> InputFile:
+def open_table(
+    address: str,
+    setting: Literal["users", "new_items", "intentions", "candidates", "exclude", "for_users", "queries", "texts"],
+) -> InputFile:
     """Read the file that a setting such as ``recommend.users`` or ``intention.queries`` names, whole.
 
     Raises:

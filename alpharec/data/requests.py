@@ -1,4 +1,4 @@
-"""User lists, new items, intentions, queries, item texts."""
+"""User lists, new items, intentions, candidates, users to list for, queries, item texts."""
 
 from __future__ import annotations
 
@@ -152,6 +152,67 @@ def read_intentions(
     if not again.is_empty():
         refuse((file,), again, "rows share a user", pl.format("user {}", "user"), "give each user one row")
     return table["user_row"].cast(pl.Int64).to_numpy(writable=True), strings(table["query"]), left_out
+
+
+def read_candidates(
+    file: InputFile, item_ids: pa.StringArray, *, on_unknown_item: Policy = "error"
+) -> tuple[Ints, LeftOut]:
+    """Read the only items to recommend, column ``item_id``: rising indices into ``item_ids``, and what was left out.
+
+    Raises:
+        CatalogError: an item is unknown, unless the policy leaves it out; or what any input is refused for.
+    """
+    frame, unknown = _part(_read_ids(file, "item", item_ids), pl.col("item_row").is_null())
+    if on_unknown_item == "error" and not unknown.is_empty():
+        then = (
+            "pass --recommend.on-unknown-item skip to leave them out, or add their titles by --recommend.new-items FILE"
+        )
+        refuse((file,), unknown, "candidates are neither in the bundle nor new items", quoted("item"), then)
+    return _rising(frame["item_row"]), {"unknown_candidates": _ids(unknown, "item")}
+
+
+def read_excluded(file: InputFile, item_ids: pa.StringArray) -> tuple[Ints, LeftOut]:
+    """Read items never to recommend, column ``item_id``: rising indices into ``item_ids``, and the unknown ids, which
+    exclude nothing.
+
+    Raises:
+        CatalogError: what any input is refused for.
+    """
+    frame, unknown = _part(_read_ids(file, "item", item_ids), pl.col("item_row").is_null())
+    return _rising(frame["item_row"]), {"unknown_excluded_items": _ids(unknown, "item")}
+
+
+def read_users_to_list(
+    file: InputFile, user_ids: pa.StringArray, *, on_unknown_user: Policy = "error"
+) -> tuple[Ints, LeftOut]:
+    """Read known users, column ``user_id``: rising indices into ``user_ids``, and what was left out.
+
+    Raises:
+        CatalogError: a user is unknown, unless the policy leaves it out; no user is left; or what any input is refused
+            for.
+    """
+    frame, unknown = _part(_read_ids(file, "user", user_ids), pl.col("user_row").is_null())
+    if on_unknown_user == "error" and not unknown.is_empty():
+        then = (
+            "pass --recommend.on-unknown-user skip to leave them out, or name users by their items in "
+            "--recommend.users FILE"
+        )
+        refuse((file,), unknown, "users are not in the bundle", pl.format("user {}", "user"), then)
+    if frame.is_empty():
+        got = f"{unknown.height} users unknown to the bundle"
+        fail(file, "no user is left", got, "pass --recommend.for-users FILE with a user of the bundle")
+    return _rising(frame["user_row"]), {"unknown_users": _ids(unknown, "user")}
+
+
+def _read_ids(file: InputFile, name: str, known: pa.StringArray) -> pl.DataFrame:
+    """Read a column of ids, each with its place in ``known``; an id may come twice."""
+    frame = read_columns(file, wanted := {name: f"{name}_id"})
+    frame = frame.with_columns(id_column(file, frame, name, wanted).alias(name))
+    return frame.join(_numbered(name, known), on=name, how="left", maintain_order="left")
+
+
+def _rising(rows: pl.Series) -> Ints:
+    return rows.unique().sort().cast(pl.Int64).to_numpy(writable=True)
 
 
 def read_queries(file: InputFile, dataset: Dataset) -> pa.Table:

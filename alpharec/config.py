@@ -117,6 +117,9 @@ class DataSettings(Section):
     on_duplicate: Literal["error", "first"] = Field(
         "error", description="a (user, item) pair seen twice: stop, or keep the first in time (else in file order)"
     )
+    keep_columns: tuple[str, ...] = Field(
+        (), description="columns of the items table kept beside the titles; recommend.where filters lists by them"
+    )
 
     @model_validator(mode="after")
     def _check_domains(self) -> DataSettings:
@@ -551,6 +554,11 @@ class RecommendSettings(Section):
     )
     candidates: str = Field("", description="table (item_id) of the only items to recommend, e.g. what is in stock")
     exclude: str = Field("", description="table (item_id) of items never to recommend")
+    where: str = Field(
+        "",
+        description="SQL condition that recommended items meet, e.g. \"category = 'Toys'\", on columns of the "
+        "candidates table; where none is given, on the title and data.keep_columns",
+    )
     on_unknown_item: Literal["error", "skip"] = Field(
         "error", description="an item of users or candidates that the bundle does not know: stop, or leave it out"
     )

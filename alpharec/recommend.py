@@ -30,7 +30,9 @@ from alpharec.config import CLOSED_FORMS, RecommendSettings, Settings
 from alpharec.data.dataset import Dataset, Ints, Pairs, domains_of, load_dataset, read_pairs
 from alpharec.data.formats import InputFile, open_table
 from alpharec.data.requests import (
+    Condition,
     LeftOut,
+    find_items,
     read_candidates,
     read_excluded,
     read_intentions,
@@ -55,9 +57,10 @@ BUNDLE_FORMAT = 2
 PARTS_PER_ACTOR = 4  # so that an actor that is slow or lost costs at most a quarter of its work
 MEAN = "mean.safetensors"  # of the title vectors
 WANTED = "wanted"  # what queries are compared with, of new items
+ATTRIBUTES = "attributes.parquet"  # columns of the items table that data.keep_columns names
 HISTORY = "history"  # of a closed form's users: their train interactions
 MAX_PART = 65_536  # users a part file, about 20 MB at K = 20
-ITEMS_BY = ("candidates", "exclude")  # settings that say which items are recommended
+ITEMS_BY = ("candidates", "exclude", "where")  # settings that say which items are recommended
 # Settings that name a file: of users and items never trained on; of those among all of them that lists are made of.
 NEWCOMERS: tuple[Literal["users", "new_items", "intentions"], ...] = ("users", "new_items", "intentions")
 SELECTING: tuple[Literal["candidates", "exclude", "for_users"], ...] = ("candidates", "exclude", "for_users")
@@ -135,6 +138,7 @@ def publish(
     representation, context); ``seen.parquet`` (user, item: all known interactions, sorted); ``settings.json``, the
     model's; ``metrics.json``; ``MODEL_CARD.md``; of a model of titles ``mean.safetensors``, that of their vectors. A
     closed form has no representations, but weights of items, and ``history.parquet`` (user, item) to sum them over.
+    ``attributes.parquet`` (item_id and columns to filter by) is the dataset's, where it has one.
 
     Raises:
         RecommendError: the artifacts do not belong together.
@@ -180,6 +184,8 @@ def _write_bundle(
     draft.write_table("users.parquet", pa.table(users))
     draft.write_table("items.parquet", pa.table(items))
     draft.write_table("seen.parquet", _pairs_table(data.train, data.valid, data.test))
+    if ATTRIBUTES in dataset.files:
+        draft.write_table(ATTRIBUTES, dataset.read_table(ATTRIBUTES))
     draft.write_json("settings.json", model.settings)
     draft.write_json("metrics.json", metrics)
     report = dataset.read_json("report.json")
@@ -366,8 +372,8 @@ def recommend(store: Store, settings: Settings) -> Artifact:
     """Return lists of the best items for the bundle's users, for those of ``recommend.users``, or for those of
     ``recommend.intentions``, by what they want and their history.
 
-    ``recommend.for_users`` makes lists for some of the bundle's users alone; ``recommend.candidates`` and
-    ``recommend.exclude`` have some items alone recommended, to whichever users.
+    ``recommend.for_users`` makes lists for some of the bundle's users alone; ``recommend.candidates``,
+    ``recommend.exclude`` and ``recommend.where`` have some items alone recommended, to whichever users.
 
     Writes ``part-*.parquet`` (user_id, item_ids and scores, best first), users in order. Equal scores go by lower item
     index, new items last. A list is shorter where candidates run out. ``left_out`` of the summary holds, for each case
@@ -381,13 +387,14 @@ def recommend(store: Store, settings: Settings) -> Artifact:
         ArtifactError: the bundle is damaged.
     """
     chosen, bundle = settings.recommend, _find_bundle(store, settings)
-    given = _open_given(chosen)
-    version = digest([bundle.version, chosen.k, chosen.include_seen, _content(chosen, given)])[:16]
+    given, condition = _open_given(chosen), Condition.parse(chosen.where) if chosen.where else None
+    content = _content(chosen, given) | ({"where": condition.content} if condition else {})
+    version = digest([bundle.version, chosen.k, chosen.include_seen, content])[:16]
     found = store.find("recommendations", settings.name, version)
     if found is not None:
         return found
     # Files are read, and refused where they must be, before the encoder starts.
-    selection, left_out = Selection.read(bundle, chosen, given)
+    selection, left_out = Selection.read(bundle, chosen, given, condition)
     of_newcomers: dict[str, InputFile] = {name: given[name] for name in NEWCOMERS if name in given}
     newcomers = _represent_newcomers(store, settings, bundle, of_newcomers) if of_newcomers else None
     titles = _titles_wanted(store, settings, bundle) if "intentions" in given else None
@@ -466,23 +473,38 @@ class Selection:
 
     @classmethod
     def read(
-        cls, bundle: Artifact, chosen: RecommendSettings, given: Mapping[str, InputFile]
+        cls,
+        bundle: Artifact,
+        chosen: RecommendSettings,
+        given: Mapping[str, InputFile],
+        condition: Condition | None = None,
     ) -> tuple[Selection, LeftOut]:
-        """Read the files that select; return what policies left out of them, too."""
+        """Read the files that select, and what a condition is on; return what policies left out of them, too."""
         users, items, left_out = None, None, LeftOut()
         if "for_users" in given:
             user_ids = bundle.read_table("users.parquet", columns=["user_id"])["user_id"].combine_chunks()
             users, unknown = read_users_to_list(given["for_users"], user_ids, on_unknown_user=chosen.on_unknown_user)
             left_out |= unknown
-        if "candidates" in given or "exclude" in given:
+        if any(getattr(chosen, name) for name in ITEMS_BY):
             item_ids = bundle.read_table("items.parquet", columns=["item_id"])["item_id"].combine_chunks()
             if "new_items" in given:
                 new_ids, _, _ = read_new_items(given["new_items"], item_ids, on_known_item=chosen.on_known_item)
                 item_ids = pa.concat_arrays([item_ids, new_ids])
             items = np.arange(len(item_ids))
             if "candidates" in given:
-                items, unknown = read_candidates(given["candidates"], item_ids, on_unknown_item=chosen.on_unknown_item)
+                items, unknown = read_candidates(
+                    given["candidates"], item_ids, condition=condition, on_unknown_item=chosen.on_unknown_item
+                )
                 left_out |= unknown
+            elif condition is not None:
+                items = find_items(
+                    condition,
+                    bundle.read_table("items.parquet", columns=["item_id", "title"]),
+                    bundle.read_table(ATTRIBUTES) if ATTRIBUTES in bundle.files else None,
+                    item_ids,
+                    place=bundle.uri,
+                    new_items=given.get("new_items"),
+                )
             if "exclude" in given:
                 excluded, unknown = read_excluded(given["exclude"], item_ids)
                 items, left_out = np.setdiff1d(items, excluded), left_out | unknown
@@ -490,7 +512,7 @@ class Selection:
                 named = [f"recommend.{name} = {getattr(chosen, name)}" for name in ITEMS_BY if getattr(chosen, name)]
                 raise RecommendError(
                     f"{bundle.uri}: no item is left to recommend of {len(item_ids)} (got {', '.join(named)}); "
-                    "give more candidates, or exclude fewer items"
+                    "give more candidates, exclude fewer items, or widen the condition"
                 )
         return cls(users, items), left_out
 

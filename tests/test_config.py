@@ -20,7 +20,7 @@ from alpharec.config import (
 )
 
 CONFIGS = sorted((Path(__file__).parents[1] / "jobs" / "configs").glob("*.toml"))
-NUM_SETTINGS = 128
+NUM_SETTINGS = 130
 
 
 def toml(folder: Path, content: str) -> str:

@@ -728,6 +728,129 @@ def test_users_of_the_bundle_are_picked_without_others() -> None:
         Settings.model_validate({"recommend": {"for_users": "a.csv", "users": "b.csv", "intentions": "c.csv"}})
 
 
+# ---------------------------------------------------------------- a condition
+
+PRICES = {item: None if item % 7 == 6 else 1 + 2.5 * item for item in range(NUM_ITEMS)}
+CATEGORIES = {item: ["Toys", "Games, board", "Books"][item % 3] for item in range(NUM_ITEMS)}
+
+
+@pytest.fixture(scope="module")
+def with_columns(shop: Shop) -> Shop:
+    """Return the shop whose dataset keeps columns of its items table, published under another name."""
+    draft = shop.store.draft("datasets", "columns", "kept")
+    for file, facts in shop.dataset.files.items():
+        draft.write_bytes(
+            file, shop.dataset.read_bytes(file), **{name: facts[name] for name in facts.keys() & {"rows"}}
+        )
+    kept = {"item_id": [f"i{item}" for item in range(NUM_ITEMS)], "category": [*CATEGORIES.values()]}
+    draft.write_table("attributes.parquet", pa.table(kept | {"price": [*PRICES.values()]}))
+    dataset = draft.commit(settings=shop.dataset.settings, inputs={}, summary=shop.dataset.summary)
+    evaluation = shop.store.draft("evaluations", "columns", "kept")
+    evaluation.write_json("metrics.json", shop.evaluation.read_json("metrics.json"))
+    inputs = {"dataset": dataset, "vectors": shop.vectors, "model": shop.model}
+    made = evaluation.commit(settings={}, inputs=inputs, summary={})
+    settings = shop.settings.model_copy(update={"name": "columns"})
+    bundle = publish(shop.store, settings, dataset, shop.vectors, shop.model, made)
+    return dataclasses.replace(shop, settings=settings, dataset=dataset, evaluation=made, bundle=bundle)
+
+
+@pytest.mark.usefixtures("in_process")
+@pytest.mark.parametrize("asked", ["bundle", "users", "intentions"])
+@pytest.mark.parametrize(
+    ("where", "meets"),
+    [
+        ("category = 'Toys'", lambda item: item % 3 == 0),
+        ("category IN ('Toys', 'Books') AND price < 20", lambda item: item % 3 != 1 and (PRICES[item] or 99) < 20),
+        ("price IS NULL OR title LIKE 'blue%'", lambda item: PRICES[item] is None or item % 2 == 1),
+        ("item_id <> 'i4'", lambda item: item != 4),
+        (
+            "price > AVG(price)",
+            lambda item: (PRICES[item] or 0) > np.mean([p for p in PRICES.values() if p is not None]),
+        ),
+    ],
+)
+def test_a_condition_on_columns_kept_with_the_bundle_filters_lists(
+    with_columns: Shop, asked: str, where: str, meets: Any
+) -> None:
+    shop, given = with_columns, dict[str, Any]()
+    if asked != "bundle":
+        lines = {"users": ["user_id,item_ids", "a,i0 i2", "b,i1"], "intentions": ["user_id,query", "u1,red", "u2,blue"]}
+        given[asked] = table_file(shop.folder, f"{asked}_who.csv", *lines[asked])
+    whole = read_lists(recommend(shop.store, shop.asking(**given, k=100)))
+    made = recommend(shop.store, shop.asking(**given, where=where))
+    allowed = {f"i{item}" for item in range(NUM_ITEMS) if meets(item)}
+    assert 0 < len(allowed) < NUM_ITEMS
+    assert read_lists(made) == cut(whole, allowed)
+    assert made.summary["candidates"] == len(allowed)
+
+
+@pytest.mark.usefixtures("in_process")
+def test_a_condition_finds_new_items_by_the_columns_of_their_own_file(with_columns: Shop) -> None:
+    shop = with_columns
+    rows = ["n0,red thing,Toys,1.5", "n1,red thing,Toys,", "n2,red thing,Books,2", "i3,known,Toys,1"]
+    new = table_file(shop.folder, "priced.csv", "item_id,title,category,price", *rows)
+    where = "category = 'Toys' AND price < 40"
+    given: dict[str, Any] = {"new_items": new, "on_known_item": "skip"}
+    whole = read_lists(recommend(shop.store, shop.asking(**given, k=100)))
+    made = recommend(shop.store, shop.asking(**given, where=where))
+    allowed = {f"i{item}" for item in range(NUM_ITEMS) if item % 3 == 0 and (PRICES[item] or 99) < 40} | {"n0"}
+    assert read_lists(made) == cut(whole, allowed)
+    # A file without the column: its items have no price, so none is cheap.
+    new = table_file(shop.folder, "unpriced.jsonl", json.dumps({"item_id": "n0", "title": "red", "category": "Toys"}))
+    made = recommend(shop.store, shop.asking(new_items=new, where=where))
+    assert made.summary["candidates"] == len(allowed) - 1
+    new = table_file(shop.folder, "badly_priced.csv", "item_id,title,price", "n0,red,dear")
+    with pytest.raises(
+        CatalogError, match=r"1 new items have a price that is not Float64, .*got 'dear' at line 2\); c"
+    ):
+        recommend(shop.store, shop.asking(new_items=new, where=where))
+
+
+@pytest.mark.usefixtures("in_process")
+def test_a_condition_on_the_candidates_table_comes_first(shop: Shop) -> None:
+    rows = ["i3,Toys,5,1", "i4,Books,5,1", "i5,Toys,50,1", "tv-1,Toys,500,2", "i4,Toys,7,1", "i6,Toys,,1"]
+    stock = table_file(shop.folder, "priced_stock.csv", "item_id,kind,unit price,file", *rows)
+    asked = {"candidates": stock, "where": "kind = 'Toys' AND TRY_CAST(\"unit price\" AS DOUBLE) < 20 AND file = '1'"}
+    made = recommend(shop.store, shop.asking(**asked))
+    whole = Source.load(shop.bundle, [shop.bundle]).lists(0, NUM_USERS + 1, shop.asking(k=100).recommend).to_pylist()
+    assert read_lists(made) == cut({row["user_id"]: row for row in whole}, {"i3", "i4"})
+    assert made.summary["left_out"] == {}, "the unknown candidate does not meet the condition"
+
+
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [
+        (
+            "category = ",
+            r"recommend.where = category = : is not an SQL condition \(got unable to parse .*write it like",
+        ),
+        ("SELECT 1", r"is not an SQL condition \(got expected an expression \(found 'SELECT' clause\)\); write it"),
+        ("colour = 'red'", r"has no column colour for .*got item_id, title, category, price\); name one of these"),
+        ('category = "Toys"', r"has no column Toys for .*texts stand in single quotes"),
+        ("category < 20", r"does not fit its columns category String \(got cannot compare string with numeric type"),
+        ("price", r"does not fit its columns price Float64 \(got its value is Float64, not true or false\)"),
+        ("CAST(category AS DOUBLE) < 20", r"got conversion from `str` to `f64` failed .*write TRY_CAST"),
+        ("price > 1000", r"no item is left to recommend of 20 \(got recommend.where = price > 1000\)"),
+    ],
+)
+def test_conditions_that_do_not_fit_are_refused(with_columns: Shop, where: str, message: str) -> None:
+    with pytest.raises((CatalogError, RecommendError), match=message):
+        recommend(with_columns.store, with_columns.asking(where=where))
+
+
+@pytest.mark.usefixtures("in_process")
+def test_a_bundle_without_columns_says_what_to_do(shop: Shop) -> None:
+    message = r"has no column price, kind for .*pass --recommend.candidates FILE .* --data.keep-columns price,kind$"
+    where = "TRY_CAST(price AS DOUBLE) < 20 AND kind = 'Toys'"
+    with pytest.raises(CatalogError, match=message):
+        recommend(shop.store, shop.asking(where=where))
+    stock = table_file(shop.folder, "columns.csv", "item_id,price,kind", "i3,5,Toys", "i4,7,Books")
+    assert recommend(shop.store, shop.asking(where=where, candidates=stock)).summary["candidates"] == 1
+    bare = table_file(shop.folder, "bare.csv", "item_id,price", "i3,5", "i4,7")
+    with pytest.raises(CatalogError, match=r"must have one column 'kind' \(got item_id, price\); add it, or correct"):
+        recommend(shop.store, shop.asking(where=where, candidates=bare))
+
+
 @pytest.mark.usefixtures("in_process")
 def test_what_changes_lists_changes_their_version(shop: Shop, made: Artifact) -> None:
     stock = [
@@ -740,6 +863,9 @@ def test_what_changes_lists_changes_their_version(shop: Shop, made: Artifact) ->
         {"exclude": stock[0]},
         {"candidates": stock[1], "exclude": stock[0]},
         {"for_users": people},
+        {"where": "title LIKE 'red%'"},
+        {"where": "title LIKE 'blue%'"},
+        {"candidates": stock[0], "where": "item_id <> 'i2'"},
     ]
     versions = [recommend(shop.store, shop.asking(**each)).version for each in asked]
     assert len({made.version, *versions}) == 1 + len(asked)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Sequence
-from typing import Literal
+from dataclasses import dataclass
+from typing import Literal, cast
 
 import polars as pl
 import pyarrow as pa
 
-from alpharec.data.dataset import Dataset, Ints, Pairs
+from alpharec.data.dataset import CatalogError, Dataset, Ints, Pairs
 from alpharec.data.formats import JSON_SUFFIXES, Columns, InputFile
 from alpharec.data.read import read_catalog
 from alpharec.data.tables import decode, fail, id_column, quoted, read_columns, refuse, strings
@@ -154,21 +155,152 @@ def read_intentions(
     return table["user_row"].cast(pl.Int64).to_numpy(writable=True), strings(table["query"]), left_out
 
 
+@dataclass(frozen=True)
+class Condition:
+    """An SQL condition on columns of a table, e.g. ``category = 'Toys' AND price < 20``."""
+
+    text: str
+    expression: pl.Expr
+    columns: tuple[str, ...]
+
+    @classmethod
+    def parse(cls, text: str) -> Condition:
+        """Return the condition that ``recommend.where`` states.
+
+        Raises:
+            CatalogError: it is not an SQL condition.
+        """
+        try:
+            expression = pl.sql_expr(text)
+        except pl.exceptions.PolarsError as error:
+            raise CatalogError(
+                f"recommend.where = {text}: is not an SQL condition (got {_first_line(error)}); write it like "
+                "--recommend.where \"category = 'Toys' AND price < 20\""
+            ) from error
+        return cls(text, expression, tuple(dict.fromkeys(expression.meta.root_names())))
+
+    @property
+    def content(self) -> list[str]:
+        """What the items that meet it depend on, beside the table. CURRENT_DATE is a date in the expression."""
+        return [self.text, str(self.expression)]
+
+    def met(self, table: pl.DataFrame, place: str) -> pl.Series:
+        """Return which rows meet the condition; a row for which it is null does not.
+
+        Raises:
+            CatalogError: the types of the columns do not fit, or the result is neither true nor false.
+        """
+        try:
+            met = table.with_columns(met=self.expression)["met"]
+            problem = "" if met.dtype == pl.Boolean else f"its value is {met.dtype}, not true or false"
+        except pl.exceptions.PolarsError as error:
+            problem = _first_line(error)
+        if problem:
+            there = ", ".join(f"{name} {table.schema[name]}" for name in self.columns) or "none"
+            raise CatalogError(
+                f"{place}: recommend.where = {self.text} does not fit its columns {there} (got {problem}); compare "
+                "texts with texts in single quotes, and write TRY_CAST(price AS DOUBLE) for a text that is a number"
+            )
+        return met.fill_null(value=False)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0]
+
+
 def read_candidates(
-    file: InputFile, item_ids: pa.StringArray, *, on_unknown_item: Policy = "error"
+    file: InputFile,
+    item_ids: pa.StringArray,
+    *,
+    condition: Condition | None = None,
+    on_unknown_item: Policy = "error",
 ) -> tuple[Ints, LeftOut]:
-    """Read the only items to recommend, column ``item_id``: rising indices into ``item_ids``, and what was left out.
+    """Read the only items to recommend, column ``item_id``, of rows that meet a condition on the other columns: rising
+    indices into ``item_ids``, and what was left out.
 
     Raises:
-        CatalogError: an item is unknown, unless the policy leaves it out; or what any input is refused for.
+        CatalogError: an item is unknown, unless the policy leaves it out; the condition does not fit the columns; or
+            what any input is refused for.
     """
-    frame, unknown = _part(_read_ids(file, "item", item_ids), pl.col("item_row").is_null())
+    frame = _read_ids(file, "item", item_ids)
+    if condition is not None:
+        frame = frame.filter(condition.met(_read_values(file, condition), f"{file.role} {file.address}"))
+    frame, unknown = _part(frame, pl.col("item_row").is_null())
     if on_unknown_item == "error" and not unknown.is_empty():
         then = (
             "pass --recommend.on-unknown-item skip to leave them out, or add their titles by --recommend.new-items FILE"
         )
         refuse((file,), unknown, "candidates are neither in the bundle nor new items", quoted("item"), then)
     return _rising(frame["item_row"]), {"unknown_candidates": _ids(unknown, "item")}
+
+
+def _read_values(file: InputFile, condition: Condition) -> pl.DataFrame:
+    """Read item ids and the columns of a condition, under their own names."""
+    # Read under other names, for a column may be called as those that ``read_columns`` adds.
+    names = {f"column {place}": name for place, name in enumerate(condition.columns) if name != "item_id"}
+    try:
+        frame = read_columns(file, {"item": "item_id"} | names)
+    except CatalogError as error:  # of a column: the ids were read before
+        raise CatalogError(f"{error}, or correct --recommend.where, with texts in single quotes") from error
+    return frame.select("item", *names).rename({"item": "item_id"} | names).cast({"item_id": pl.String})
+
+
+def find_items(
+    condition: Condition,
+    items: pa.Table,
+    kept: pa.Table | None,
+    item_ids: pa.StringArray,
+    *,
+    place: str,
+    new_items: InputFile | None = None,
+) -> Ints:
+    """Return the items that meet a condition on columns of ``items`` or ``kept``, both with ``item_id``: rising indices
+    into ``item_ids``. Those of ``new_items`` have the values of that file, null in a column that it lacks.
+
+    Raises:
+        CatalogError: a column is missing or its type does not fit, in the table or in the file.
+    """
+    table = cast(pl.DataFrame, pl.from_arrow(items))
+    if kept is not None:
+        own = [name for name in kept.column_names if name != "item_id"]
+        table = table.drop(own, strict=False).join(cast(pl.DataFrame, pl.from_arrow(kept)), on="item_id", how="left")
+    missing = [name for name in condition.columns if name not in table.columns]
+    if missing:
+        then = ",".join(name for name in (*table.columns, *missing) if name not in ("item_id", "title"))
+        raise CatalogError(
+            f"{place}: has no column {', '.join(missing)} for recommend.where = {condition.text} (got "
+            f"{', '.join(table.columns)}); name one of these (texts stand in single quotes), pass "
+            f"--recommend.candidates FILE with such a column, or publish again with --data.keep-columns {then}"
+        )
+    table = table.select("item_id", *(name for name in condition.columns if name != "item_id"))
+    if new_items is not None:
+        new = _read_new_values(new_items, table.schema)
+        table = pl.concat([table, new.join(table, on="item_id", how="anti")])
+    found = table.filter(condition.met(table, place)).join(_numbered("item_id", item_ids), on="item_id")
+    return _rising(found["item_id_row"])
+
+
+def _read_new_values(file: InputFile, schema: pl.Schema) -> pl.DataFrame:
+    """Read new items' values in the columns of a schema, in its types; null in a column that the file lacks."""
+    frame = read_columns(file, {"item": "item_id"})
+    columns = [frame["item"].cast(pl.String).alias("item_id")]
+    for name, kind in schema.items():
+        if name == "item_id":
+            continue
+        try:
+            frame = read_columns(file, {"value": name})
+        except CatalogError:  # the file was read before, so only this column can be missing
+            frame = frame.select("file", "row", value=pl.lit(None, kind))
+        try:
+            values = frame["value"].cast(kind, strict=False)
+        except pl.exceptions.PolarsError:  # of a kind that no value there can be read as
+            values = pl.Series(None, [None] * frame.height, kind)
+        bad = frame.filter(frame["value"].is_not_null() & values.is_null())
+        if not bad.is_empty():
+            what = f"new items have a {name} that is not {kind}, as the bundle's is"
+            refuse((file,), bad, what, quoted("value"), "correct them, or leave them empty")
+        columns.append(values.alias(name))
+    return pl.DataFrame(columns)
 
 
 def read_excluded(file: InputFile, item_ids: pa.StringArray) -> tuple[Ints, LeftOut]:

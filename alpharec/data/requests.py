@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, cast
@@ -46,24 +47,34 @@ def read_user_lists(
     if not again.is_empty():
         refuse((file,), again, "rows share a user", pl.format("user {}", "user"), "give each user one row")
     known = pl.DataFrame({"items": pl.Series(values=item_ids, dtype=pl.String)}).with_row_index("item")
-    pairs = frame.filter(pl.col("items").list.len() > 0).explode("items")
+    has_item = pl.col("items").list.len().fill_null(0) > 0
+    empty = frame.filter(~has_item)
+    pairs = (frame if empty.is_empty() else frame.filter(has_item)).explode("items")
     pairs = pairs.join(known, on="items", how="left", maintain_order="left")
-    pairs, unknown = _part(pairs, pl.col("item").is_null())
-    if on_unknown_item == "error" and not unknown.is_empty():
-        values = pl.format("{} of user {}", quoted("items"), "user")
-        then = (
-            "add their titles by --recommend.new-items FILE, or pass --recommend.on-unknown-item skip to leave them out"
-        )
-        refuse((file,), unknown, "given items are neither in the bundle nor new items", values, then)
-    frame, empty = _part(frame, ~pl.col("row").is_in(pairs["row"].unique().implode()))
-    if on_empty_history == "error" and not empty.is_empty():
-        what = "users have no item" if unknown.is_empty() else "users have no item that is known"
-        then = "give them a known item each, or pass --recommend.on-empty-history skip to leave them out"
-        refuse((file,), empty, what, pl.format("user {}", "user"), then)
-    if frame.is_empty():
-        fail(file, "no user is left", f"{empty.height} users without a known item", "give one of them a known item")
-    # Users are numbered anew: the ranks of the rows that are left run from 1 without gaps.
-    pairs = pairs.select(pl.col("row").rank("dense") - 1, "item").cast(pl.Int64).unique().sort("row", "item")
+    unknown = pairs.filter(pl.col("item").is_null())
+    if not unknown.is_empty():
+        if on_unknown_item == "error":
+            values = pl.format("{} of user {}", quoted("items"), "user")
+            then = (
+                "add their titles by --recommend.new-items FILE, or pass --recommend.on-unknown-item skip to leave "
+                "them out"
+            )
+            refuse((file,), unknown, "given items are neither in the bundle nor new items", values, then)
+        pairs = pairs.drop_nulls("item")
+        has_item = pl.col("row").is_in(pairs["row"].unique().implode())
+        empty = frame.filter(~has_item)
+    if not empty.is_empty():
+        if on_empty_history == "error":
+            what = "users have no item" if unknown.is_empty() else "users have no item that is known"
+            then = "give them a known item each, or pass --recommend.on-empty-history skip to leave them out"
+            refuse((file,), empty, what, pl.format("user {}", "user"), then)
+        if empty.height == frame.height:
+            got = f"{empty.height} users without a known item"
+            fail(file, "no user is left", got, "give one of them a known item")
+        frame = frame.filter(has_item)
+        # Users are numbered anew: the ranks of the rows that are left run from 1 without gaps.
+        pairs = pairs.with_columns(pl.col("row").rank("dense") - 1)
+    pairs = pairs.select(pl.col("row", "item").cast(pl.Int64)).unique().sort("row", "item")
     left_out = {"unknown_items": _ids(unknown, "items"), "users_without_items": _ids(empty, "user")}
     found = Pairs(pairs["row"].to_numpy(writable=True), pairs["item"].to_numpy(writable=True))
     return strings(frame["user"]), found, left_out
@@ -266,7 +277,7 @@ def find_items(
         table = table.drop(own, strict=False).join(cast(pl.DataFrame, pl.from_arrow(kept)), on="item_id", how="left")
     missing = [name for name in condition.columns if name not in table.columns]
     if missing:
-        then = ",".join(name for name in (*table.columns, *missing) if name not in ("item_id", "title"))
+        then = shlex.quote(",".join(name for name in (*table.columns, *missing) if name not in ("item_id", "title")))
         raise CatalogError(
             f"{place}: has no column {', '.join(missing)} for recommend.where = {condition.text} (got "
             f"{', '.join(table.columns)}); name one of these (texts stand in single quotes), pass "

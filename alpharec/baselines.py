@@ -25,11 +25,10 @@ from alpharec.ranking import Lists, Scores
 ITEMS_AT_ONCE = 1024  # columns of an item-item matrix: 200 MB of users' columns at 49,156 users
 
 
-def item_scores(weight_II: Tensor, lists: Lists) -> Scores:
-    """Return X W: for each user, the sum of the rows of its items."""
-    return Scores(
-        lambda users_B: _sum_rows(weight_II, lists, users_B), lists.num_users, len(weight_II), weight_II.device
-    )
+def item_scores(weight_IC: Tensor, lists: Lists) -> Scores:
+    """Return X W: for each user, the sum of the rows of its items. W has a column for each item to score."""
+    num_items = weight_IC.shape[1]
+    return Scores(lambda users_B: _sum_rows(weight_IC, lists, users_B), lists.num_users, num_items, weight_IC.device)
 
 
 def ease(graph: InteractionGraph, *, regularization: float) -> Tensor:

@@ -698,12 +698,44 @@ class RecommendSettings(Section):
         0.7, ge=0, le=1, description="weight of the intention against the history; jobs/intention.py finds it"
     )
     include_seen: bool = Field(False, description="let items of the user's history appear in the list")
+    for_users: str = Field(
+        "", description="table (user_id) of users of the bundle to make lists for; empty: all users of the bundle"
+    )
+    candidates: str = Field("", description="table (item_id) of the only items to recommend, e.g. what is in stock")
+    exclude: str = Field("", description="table (item_id) of items never to recommend")
+    where: str = Field(
+        "",
+        description="SQL condition that recommended items meet, e.g. \"category = 'Toys'\", on columns of the "
+        "candidates table; where none is given, on the title and data.keep_columns",
+    )
+    on_unknown_item: Literal["error", "skip"] = Field(
+        "error", description="an item of users or candidates that the bundle does not know: stop, or leave it out"
+    )
+    on_empty_history: Literal["error", "skip"] = Field(
+        "error", description="a user of the users table without a known item: stop, or leave the user out"
+    )
+    on_known_item: Literal["error", "skip"] = Field(
+        "error", description="a new item that the bundle knows already: stop, or use the bundle's own"
+    )
+    on_unknown_user: Literal["error", "skip"] = Field(
+        "error", description="an unknown user in the intentions or for_users table: stop, or leave the user out"
+    )
     num_workers: int = Field(1, ge=1, description="ranking actors")
     num_cpus: int | None = Field(
         None, ge=1, description="CPUs (and threads) an actor reserves; unset: the cluster's, shared by the actors"
     )
     num_gpus: float = Field(0.0, ge=0, description="GPUs an actor reserves; 0 ranks on the CPU")
     block_size: int = Field(1024, ge=1, description="users ranked at a time")
+
+    @model_validator(mode="after")
+    def _check_users(self) -> RecommendSettings:
+        others = [f"recommend.{name}" for name in ("users", "intentions") if getattr(self, name)]
+        if self.for_users and others:
+            raise ValueError(
+                "recommend.for_users picks users of the bundle, while recommend.users and recommend.intentions name "
+                f"their own (got it with {' and '.join(others)}); leave one out"
+            )
+        return self
 
 
 class RaySettings(Section):

@@ -12,10 +12,11 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -27,10 +28,21 @@ from torch import Tensor
 from alpharec.artifacts import Artifact, ArtifactError, Draft, Store, digest
 from alpharec.baselines import IdEmbeddings, ItemWeights, MultVae, item_scores
 from alpharec.config import CLOSED_FORMS, RecommendSettings, Settings
-from alpharec.data.dataset import Dataset, Pairs, domains_of, load_dataset, read_pairs
+from alpharec.data.dataset import Dataset, Ints, Pairs, domains_of, load_dataset, read_pairs
 from alpharec.data.files import Input
 from alpharec.data.formats import open_table
-from alpharec.data.requests import read_intentions, read_new_items, read_user_lists
+from alpharec.data.prepare import ATTRIBUTES
+from alpharec.data.requests import (
+    Condition,
+    LeftOut,
+    find_items,
+    read_candidates,
+    read_excluded,
+    read_intentions,
+    read_new_items,
+    read_user_lists,
+    read_users_to_list,
+)
 from alpharec.embed import embed_texts
 from alpharec.encoders import fingerprint
 from alpharec.evaluation import selection_of
@@ -51,6 +63,12 @@ MEAN = "mean.safetensors"  # of the title vectors
 WANTED = "wanted"  # what queries are compared with, of new items
 HISTORY = "history"  # of a closed form's users: their train interactions
 MAX_PART = 65_536  # users a part file, about 20 MB at K = 20
+ITEMS_BY = ("candidates", "exclude", "where")  # settings that say which items are recommended
+# Settings that name a file: of users and items never trained on; of those among all of them that lists are made of.
+NEWCOMERS: tuple[Literal["users", "new_items", "intentions"], ...] = ("users", "new_items", "intentions")
+SELECTING: tuple[Literal["candidates", "exclude", "for_users"], ...] = ("candidates", "exclude", "for_users")
+POLICIES = ("on_unknown_item", "on_empty_history", "on_known_item", "on_unknown_user")
+NUM_NAMED = 10  # ids that the summary names of those a policy left out
 
 Facts = dict[str, Any]
 
@@ -121,6 +139,7 @@ def publish(
     representation, context); ``seen.parquet`` (user, item: all known interactions, sorted); ``settings.json``, the
     model's; ``metrics.json``; ``MODEL_CARD.md``; of a model of titles ``mean.safetensors``, that of their vectors. A
     closed form has no representations, but weights of items, and ``history.parquet`` (user, item) to sum them over.
+    ``attributes.parquet`` (item_id and columns to filter by) is the dataset's, where it has one.
 
     Raises:
         RecommendError: the artifacts do not belong together.
@@ -150,6 +169,7 @@ def _write_bundle(
     network, objective = load_model(model.settings, weights)
     users, items = {"user_id": data.user_ids}, {"item_id": data.item_ids, "title": data.titles}
     summary = {"users": data.num_users, "items": data.num_items, "fingerprint": vectors.summary["fingerprint"]}
+    summary["text"] = dataset.settings["data"].get("text", "")
     if isinstance(network, ItemWeights):
         draft.write_table(f"{HISTORY}.parquet", _pairs_table(data.train))
     else:
@@ -166,6 +186,8 @@ def _write_bundle(
     draft.write_table("users.parquet", pa.table(users))
     draft.write_table("items.parquet", pa.table(items))
     draft.write_table("seen.parquet", _pairs_table(data.train, data.valid, data.test))
+    if ATTRIBUTES in dataset.files:
+        draft.write_table(ATTRIBUTES, dataset.read_table(ATTRIBUTES))
     draft.write_json("settings.json", model.settings)
     draft.write_json("metrics.json", metrics)
     report = dataset.read_json("report.json")
@@ -367,38 +389,57 @@ def recommend(store: Store, settings: Settings) -> Artifact:
     """Return lists of the best items for the bundle's users, for those of ``recommend.users``, or for those of
     ``recommend.intentions``, by what they want and their history.
 
+    ``recommend.for_users`` makes lists for some of the bundle's users alone; ``recommend.candidates``,
+    ``recommend.exclude`` and ``recommend.where`` have some items alone recommended, to whichever users.
+
     Writes ``part-*.parquet`` (user_id, item_ids and scores, best first), users in order. Equal scores go by lower item
-    index, new items last. A list is shorter where candidates run out.
+    index, new items last. A list is shorter where candidates run out. ``left_out`` of the summary holds, for each case
+    that a policy left something out in, how much and the first ids.
 
     Raises:
-        RecommendError: there is no such bundle, its title vectors or interactions are gone, or the encoder settings are
-            not its own.
-        CatalogError: the users, new items or intentions file does not hold what it must.
+        RecommendError: there is no such bundle, its title vectors or interactions are gone, the encoder settings are
+            not its own, or no user or no candidate is left.
+        CatalogError: a file that a setting names does not hold what it must.
         EncoderError: a new title or a query has no vector.
         ArtifactError: the bundle is damaged.
     """
     chosen, bundle = settings.recommend, _find_bundle(store, settings)
-    given = _open_given(settings)
-    version = digest([bundle.version, chosen.k, chosen.include_seen, _content(chosen, given)])[:16]
+    given, condition = _open_given(settings), Condition.parse(chosen.where) if chosen.where else None
+    content = _content(chosen, given) | ({"where": condition.content} if condition else {})
+    version = digest([bundle.version, chosen.k, chosen.include_seen, content])[:16]
     found = store.find("recommendations", settings.name, version)
     if found is not None:
         return found
-    newcomers = _represent_newcomers(store, settings, bundle, given) if given else None
+    # Files are read, and refused where they must be, before the encoder starts.
+    selection, left_out = Selection.read(bundle, chosen, given, condition)
+    of_newcomers: dict[str, Input] = {name: given[name] for name in NEWCOMERS if name in given}
+    newcomers = _represent_newcomers(store, settings, bundle, of_newcomers) if of_newcomers else None
     titles = _titles_wanted(store, settings, bundle) if "intentions" in given else None
     users = newcomers if newcomers is not None and "users.parquet" in newcomers.files else bundle
     items = [bundle] if newcomers is None else [bundle, newcomers]
+    told = (newcomers.summary.get("left_out", {}) if newcomers is not None else {}) | _facts_of(left_out)
+    for case, facts in told.items():
+        named = ", ".join(facts["first"]) + (", ..." if len(facts["first"]) == NUM_NAMED else "")
+        logger.info("recommend: left out: %s %s (%s)", f"{facts['count']:,}", case.replace("_", " "), named)
+    num_items = sum(artifact.summary["items"] for artifact in items)
     draft = store.draft("recommendations", settings.name, version)
-    num_users = users.summary["users"]
-    for part, facts in sorted(_run_parts(draft, settings, users, items, titles, num_users)):
+    num_users = users.summary["users"] if selection.users is None else len(selection.users)
+    for part, facts in sorted(_run_parts(draft, settings, users, items, titles, selection, num_users)):
         draft.adopt(f"part-{part:05d}.parquet", facts)
     return draft.commit(
         settings=settings.model_dump(mode="json", include={"name", "recommend"}),
-        inputs={"bundle": bundle, **({"newcomers": newcomers} if newcomers else {})},
+        inputs={
+            "bundle": bundle,
+            **({"newcomers": newcomers} if newcomers else {}),
+            **{name: given[name].address for name in SELECTING if name in given},
+        },
         summary={
             "users": num_users,
-            "items": sum(artifact.summary["items"] for artifact in items),
+            "items": num_items,
+            "candidates": num_items if selection.items is None else len(selection.items),
             "k": chosen.k,
             "parts": len(draft.files),
+            "left_out": told,
         },
     )
 
@@ -417,20 +458,107 @@ def _find_bundle(store: Store, settings: Settings) -> Artifact:
 
 
 def _open_given(settings: Settings) -> dict[str, Input]:
-    chosen, given = settings.recommend, {}
-    if chosen.users:
-        given["users"] = open_table(chosen.users, "users", settings.data)
-    if chosen.new_items:
-        given["new_items"] = open_table(chosen.new_items, "new_items", settings.data)
-    if chosen.intentions:
-        given["intentions"] = open_table(chosen.intentions, "intentions", settings.data)
-    return given
+    asked = {name: getattr(settings.recommend, name) for name in (*NEWCOMERS, *SELECTING)}
+    return {name: open_table(files, name, settings.data) for name, files in asked.items() if files}
 
 
 def _content(chosen: RecommendSettings, given: Mapping[str, Input]) -> dict[str, Any]:
     """Return what of the given files a version depends on."""
     alpha = {"alpha": chosen.alpha} if "intentions" in given else {}
-    return {setting: file.sha256 for setting, file in given.items()} | alpha
+    # A policy left at "error" changes no list, so it is no part: lists made before there were policies are found.
+    policies = {name: getattr(chosen, name) for name in POLICIES if getattr(chosen, name) != "error"}
+    return {setting: file.sha256 for setting, file in given.items()} | alpha | policies
+
+
+def _facts_of(left_out: LeftOut) -> Facts:
+    """Return how many ids each policy left out, and the first few."""
+    return {
+        case: {"count": len(ids), "first": list(dict.fromkeys(ids))[:NUM_NAMED]}
+        for case, ids in left_out.items()
+        if ids
+    }
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Those of the bundle's users, and of its items and the new ones after them, that lists are made of; None: all.
+
+    Shapes: users (U,), items (C,): indices, which rise where they are ranked.
+    """
+
+    users: Ints | None = None
+    items: Ints | None = None
+
+    @classmethod
+    def read(
+        cls,
+        bundle: Artifact,
+        chosen: RecommendSettings,
+        given: Mapping[str, Input],
+        condition: Condition | None = None,
+    ) -> tuple[Selection, LeftOut]:
+        """Read the files that select, and what a condition is on; return what policies left out of them, too."""
+        users, items, left_out = None, None, LeftOut()
+        if "for_users" in given:
+            user_ids = bundle.read_table("users.parquet", columns=["user_id"])["user_id"].combine_chunks()
+            users, unknown = read_users_to_list(given["for_users"], user_ids, on_unknown_user=chosen.on_unknown_user)
+            left_out |= unknown
+        if any(getattr(chosen, name) for name in ITEMS_BY):
+            item_ids = bundle.read_table("items.parquet", columns=["item_id"])["item_id"].combine_chunks()
+            if "new_items" in given:
+                new_ids, _, _ = read_new_items(given["new_items"], item_ids, on_known_item=chosen.on_known_item)
+                item_ids = pa.concat_arrays([item_ids, new_ids])
+            items = np.arange(len(item_ids))
+            if "candidates" in given:
+                items, unknown = read_candidates(
+                    given["candidates"], item_ids, condition=condition, on_unknown_item=chosen.on_unknown_item
+                )
+                left_out |= unknown
+            elif condition is not None:
+                items = find_items(
+                    condition,
+                    bundle.read_table("items.parquet", columns=["item_id", "title"]),
+                    bundle.read_table(ATTRIBUTES) if ATTRIBUTES in bundle.files else None,
+                    item_ids,
+                    place=bundle.uri,
+                    new_items=given.get("new_items"),
+                )
+            if "exclude" in given:
+                excluded, unknown = read_excluded(given["exclude"], item_ids)
+                items, left_out = np.setdiff1d(items, excluded), left_out | unknown
+            if not len(items):
+                named = [f"recommend.{name} = {getattr(chosen, name)}" for name in ITEMS_BY if getattr(chosen, name)]
+                raise RecommendError(
+                    f"{bundle.uri}: no item is left to recommend of {len(item_ids)} (got {', '.join(named)}); "
+                    "give more candidates, exclude fewer items, or widen the condition"
+                )
+        return cls(users, items), left_out
+
+    @property
+    def narrows(self) -> bool:
+        """Say whether a user or an item may be left out."""
+        return self.users is not None or self.items is not None
+
+    def of(self, pairs: Pairs) -> Pairs:
+        """Return the pairs of a selected user and a selected item, both by their places in the selection."""
+        users, items = _places(self.users, pairs.users), _places(self.items, pairs.items)
+        both = (users >= 0) & (items >= 0)
+        return Pairs(users[both], items[both])
+
+
+EVERYTHING = Selection()
+
+
+def _places(selected: Ints | None, index: Ints) -> Ints:
+    """Return the place of each index in ``selected``, -1 where it is not there; the index itself if all are selected.
+
+    Shapes: selected (C,), index (E,) -> (E,).
+    """
+    if selected is None:
+        return index
+    place = np.full(max(selected.max(initial=0), index.max(initial=0)) + 1, -1)
+    place[selected] = np.arange(len(selected))
+    return place[index]
 
 
 # ---------------------------------------------------------------- newcomers
@@ -451,14 +579,17 @@ def _represent_newcomers(store: Store, settings: Settings, bundle: Artifact, giv
             f"{bundle.uri}: is of another model.kind than alpharec, which knows only the users and items it was "
             f"trained on (got recommend.{' and recommend.'.join(given)}); publish a model.kind = alpharec for newcomers"
         )
-    # The files are read, and refused where they must be, before the encoder starts.
     known = bundle.read_table("items.parquet", columns=["item_id", "context"])
     item_ids, new_ids, titles = known["item_id"].combine_chunks(), pa.array([], pa.string()), pa.array([], pa.string())
+    left_out: LeftOut = {}
     if "new_items" in given or "intentions" in given:
         _check_encoder(settings, bundle)
     if "new_items" in given:
-        new_ids, titles = read_new_items(given["new_items"], item_ids)
-    people = People.read(store, bundle, given, pa.concat_arrays([item_ids, new_ids]))
+        _check_text(settings, bundle)
+        new_ids, titles, left_out = read_new_items(
+            given["new_items"], item_ids, on_known_item=settings.recommend.on_known_item
+        )
+    people = People.read(store, bundle, settings.recommend, given, pa.concat_arrays([item_ids, new_ids]))
     width = network.first.in_features
     draft = store.draft("newcomers", settings.name, version)
     new_IT = _embed(store, settings, new_ids, titles, width)
@@ -469,6 +600,7 @@ def _represent_newcomers(store: Store, settings: Settings, bundle: Artifact, giv
         items[WANTED] = _column(centre(new_IT.float(), mean_T))
     draft.write_table("items.parquet", pa.table(items))
     if people is not None:
+        left_out = left_out | people.left_out
         item_IT = torch.cat([_title_vectors(store, bundle), new_IT])
         context_ID = F.pad(_matrix(known, "context"), (0, 0, 0, len(new_ids)))  # nobody has a new item yet
         user_UD = objective.scale(represent_users(network, item_IT, context_ID, people.lists, mean_T))
@@ -480,13 +612,18 @@ def _represent_newcomers(store: Store, settings: Settings, bundle: Artifact, giv
     return draft.commit(
         settings=settings.model_dump(mode="json", include={"name", "encoder", "recommend"}),
         inputs={"bundle": bundle, **{setting: file.address for setting, file in given.items()}},
-        summary={"users": len(people.ids) if people is not None else 0, "items": len(new_ids)},
+        summary={
+            "users": len(people.ids) if people is not None else 0,
+            "items": len(new_ids),
+            "left_out": _facts_of(left_out),
+        },
     )
 
 
 @dataclass(frozen=True)
 class People:
-    """Users to represent: what they have, what is not recommended to them, and what some of them say they want.
+    """Users to represent: what they have, what is not recommended to them, and what some of them say they want; and
+    what policies left out of their files.
 
     Shapes: ids (U,); asking (Q,), rows of ``ids``, with queries (Q,).
     """
@@ -496,27 +633,49 @@ class People:
     seen: Pairs
     asking: npt.NDArray[np.int64]
     queries: pa.StringArray
+    left_out: LeftOut
 
     @classmethod
     def read(
-        cls, store: Store, bundle: Artifact, given: Mapping[str, Input], item_ids: pa.StringArray
+        cls,
+        store: Store,
+        bundle: Artifact,
+        chosen: RecommendSettings,
+        given: Mapping[str, Input],
+        item_ids: pa.StringArray,
     ) -> People | None:
         """Read users given by their items, with or without intentions; or the bundle's users who have an intention,
         with their train items; None where neither is given.
         """
         if "users" in given:
-            ids, pairs = read_user_lists(given["users"], item_ids)
+            ids, pairs, left_out = read_user_lists(
+                given["users"],
+                item_ids,
+                on_unknown_item=chosen.on_unknown_item,
+                on_empty_history=chosen.on_empty_history,
+            )
             asking, queries = np.array([], np.int64), pa.array([], pa.string())
             if "intentions" in given:
-                asking, queries = read_intentions(given["intentions"], ids)
-            return cls(ids, pairs, pairs, asking, queries)
+                asking, queries, of_intentions = read_intentions(
+                    given["intentions"],
+                    ids,
+                    on_unknown_user=chosen.on_unknown_user,
+                    without=left_out["users_without_items"],
+                )
+                left_out = left_out | of_intentions
+            return cls(ids, pairs, pairs, asking, queries, left_out)
         if "intentions" not in given:
             return None
         users = bundle.read_table("users.parquet", columns=["user_id"])["user_id"].combine_chunks()
-        rows, queries = read_intentions(given["intentions"], users)
+        rows, queries, left_out = read_intentions(given["intentions"], users, on_unknown_user=chosen.on_unknown_user)
+        if not len(rows):
+            raise RecommendError(
+                f"{given['intentions'].address}: no user is left (got {len(left_out['unknown_users'])} whom "
+                f"{bundle.uri} does not know); pass --recommend.intentions FILE with a user of the bundle"
+            )
         train, seen = _input_of(store, bundle, "dataset").read_table("train.parquet"), bundle.read_table("seen.parquet")
-        history, seen = (_pairs_of(rows, table, len(users)) for table in (train, seen))
-        return cls(users.take(pa.array(rows)), history, seen, np.arange(len(rows)), queries)
+        history, seen = (Selection(rows).of(_pairs_in(table)) for table in (train, seen))
+        return cls(users.take(pa.array(rows)), history, seen, np.arange(len(rows)), queries, left_out)
 
     @property
     def lists(self) -> Lists:
@@ -531,12 +690,8 @@ class People:
         return mix_scores(user_UD, query_UT, torch.zeros(len(self.ids)).index_fill_(0, asking, alpha))
 
 
-def _pairs_of(rows: npt.NDArray[np.int64], table: pa.Table, num_users: int) -> Pairs:
-    """Return the interactions of some users of a table, each user by its place in ``rows``."""
-    place = np.full(num_users, -1)
-    place[rows] = np.arange(len(rows))
-    users, items = place[table["user"].to_numpy()], table["item"].to_numpy().astype(np.int64)
-    return Pairs(users[users >= 0], items[users >= 0])
+def _pairs_in(table: pa.Table) -> Pairs:
+    return Pairs(table["user"].to_numpy().astype(np.int64), table["item"].to_numpy().astype(np.int64))
 
 
 def _check_encoder(settings: Settings, bundle: Artifact) -> None:
@@ -547,6 +702,15 @@ def _check_encoder(settings: Settings, bundle: Artifact) -> None:
         raise RecommendError(
             f"{bundle.uri}: new items and intentions need the encoder the bundle was made with (got {got}); "
             "set the encoder settings as its settings.json has them"
+        )
+
+
+def _check_text(settings: Settings, bundle: Artifact) -> None:
+    own, asked = bundle.summary.get("text", ""), settings.data.text
+    if own != asked:
+        raise RecommendError(
+            f"{bundle.uri}: new items need the text that the bundle's items have (got data.text = {asked!r} instead of "
+            f"{own!r}); pass --data.text {shlex.quote(own)}"
         )
 
 
@@ -587,6 +751,7 @@ def _run_parts(
     users: Artifact,
     items: Sequence[Artifact],
     titles: Artifact | None,
+    selection: Selection,
     num_users: int,
 ) -> Iterator[tuple[int, Facts]]:
     """Rank the users part by part on actors; yield each part's number and file as it is done."""
@@ -605,6 +770,7 @@ def _run_parts(
         users,
         items,
         titles,
+        selection,
         chosen,
         num_actors=chosen.num_workers,
         num_cpus=chosen.num_cpus,
@@ -630,7 +796,7 @@ def _part_size(num_users: int, chosen: RecommendSettings) -> int:
 
 @dataclass(frozen=True)
 class Source:
-    """Who is ranked, what for and by what, and the users' seen items.
+    """Users to list for, items to rank, their scores, and the items that each user has seen.
 
     Shapes: user_ids (U,), item_ids (I,); ``scored`` of U and I; seen_2E [2, E], user and item, sorted by user.
     """
@@ -641,17 +807,30 @@ class Source:
     seen_2E: Tensor
 
     @classmethod
-    def load(cls, users: Artifact, items: Sequence[Artifact], titles: Artifact | None = None) -> Source:
-        """Read users and their seen items from one artifact, candidates from the bundle and others; with what users say
-        they want, the bundle's ``titles`` that it is compared with.
+    def load(
+        cls,
+        users: Artifact,
+        items: Sequence[Artifact],
+        titles: Artifact | None = None,
+        selection: Selection = EVERYTHING,
+    ) -> Source:
+        """Read users and their seen items from one artifact, candidates from the bundle and others, those selected
+        alone; with what users say they want, the bundle's ``titles`` that it is compared with.
         """
         people, seen = users.read_table("users.parquet"), users.read_table("seen.parquet")
+        if selection.users is not None:
+            people = people.take(pa.array(selection.users))
         scored: Scored
         if f"{HISTORY}.parquet" in users.files:
             tables = [users.read_table("items.parquet", columns=["item_id"])]
-            pairs = read_pairs(users, HISTORY, 0, len(people))
+            ends = (0, len(people) - 1) if selection.users is None else (selection.users[0], selection.users[-1])
+            # Items a user had count whether they are candidates or not.
+            pairs = Selection(selection.users).of(read_pairs(users, HISTORY, int(ends[0]), int(ends[1]) + 1))
             lists = Lists.from_pairs(torch.from_numpy(pairs.users), torch.from_numpy(pairs.items), len(people))
-            scored = item_scores(users.read_tensors("projector.safetensors")["weight_II"], lists)
+            weight_IC = users.read_tensors("projector.safetensors")["weight_II"]
+            if selection.items is not None:
+                weight_IC = weight_IC[:, torch.from_numpy(selection.items)]
+            scored = item_scores(weight_IC, lists)
         else:
             tables = [artifact.read_table("items.parquet", columns=["item_id", "representation"]) for artifact in items]
             item_ID = torch.cat([_matrix(table, "representation") for table in tables])
@@ -659,9 +838,16 @@ class Source:
                 new = [artifact.read_table("items.parquet", columns=[WANTED]) for artifact in items[1:]]
                 title_IT = torch.cat([wanted_titles(titles), *(_matrix(table, WANTED) for table in new)])
                 item_ID = torch.cat([item_ID, title_IT], 1)
+            if selection.items is not None:
+                item_ID = item_ID[torch.from_numpy(selection.items)]
             scored = _matrix(people, "representation"), item_ID
         item_ids = pa.concat_arrays([table["item_id"].combine_chunks() for table in tables])
+        if selection.items is not None:
+            item_ids = item_ids.take(pa.array(selection.items))
         seen_2E = torch.from_numpy(np.stack([seen["user"].to_numpy(), seen["item"].to_numpy()]))
+        if selection.narrows:
+            pairs = selection.of(_pairs_in(seen))
+            seen_2E = torch.from_numpy(np.stack([pairs.users, pairs.items]).astype(np.int32))
         return cls(people["user_id"].combine_chunks(), item_ids, scored, seen_2E)
 
     def lists(self, start: int, stop: int, chosen: RecommendSettings) -> pa.Table:
@@ -701,9 +887,10 @@ class _Ranker:
         users: Artifact,
         items: Sequence[Artifact],
         titles: Artifact | None,
+        selection: Selection,
         chosen: RecommendSettings,
     ) -> None:
-        self.store, self.place, self.chosen, self.read = store, place, chosen, (users, items, titles)
+        self.store, self.place, self.chosen, self.read = store, place, chosen, (users, items, titles, selection)
         use_own_cpus()
 
     @functools.cached_property

@@ -20,7 +20,7 @@ from alpharec.config import (
 )
 
 CONFIGS = sorted((Path(__file__).parents[1] / "jobs" / "configs").glob("*.toml"))
-NUM_SETTINGS = 138
+NUM_SETTINGS = 146
 
 
 def toml(folder: Path, content: str) -> str:

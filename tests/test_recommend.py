@@ -446,11 +446,11 @@ def test_user_lists_read_the_same_from_csv_jsonl_and_parquet(shop: Shop, tmp_pat
     jsonl = table_file(tmp_path, "users.jsonl", *map(json.dumps, given))
     pq.write_table(pa.Table.from_pylist(given), tmp_path / "users.parquet")
     for address in (csv, jsonl, str(tmp_path / "users.parquet")):
-        users, pairs = read_user_lists(open_table(address, "users"), ids)
+        users, pairs, _ = read_user_lists(open_table(address, "users"), ids)
         assert users.to_pylist() == ["v", "w"]
         assert list(zip(pairs.users.tolist(), pairs.items.tolist(), strict=True)) == [(0, 0), (0, 1), (1, 0)]
     odd = table_file(tmp_path, "odd.jsonl", json.dumps({"user_id": 1, "item_ids": ['q"\\ x', 7]}))
-    users, pairs = read_user_lists(open_table(odd, "users"), ids)
+    users, pairs, _ = read_user_lists(open_table(odd, "users"), ids)
     assert (users.to_pylist(), pairs.items.tolist()) == (["1"], [0, 2])
 
 
@@ -462,6 +462,7 @@ def test_user_lists_read_the_same_from_csv_jsonl_and_parquet(shop: Shop, tmp_pat
             "1 given items are neither in the bundle nor new items (got 'nope' of user b at line 3)",
         ),
         (["a,i0", "b,"], "1 users have no item (got user b at line 3); give them a known item each"),
+        (["a,i0", "b,gone"], "pass --recommend.on-unknown-item skip to leave them out"),
         (["a,i0", "a,i1"], "2 rows share a user (got user a at line 2, user a at line 3); give each user one row"),
         ([",i0"], "1 rows have no user id in column user_id"),
         ([], "is empty (got no rows); pass --recommend.users FILE"),
@@ -500,6 +501,378 @@ def test_new_users_need_the_title_vectors(shop: Shop) -> None:
     users = table_file(shop.folder, "one.csv", "user_id,item_ids", "a,i0")
     with pytest.raises(RecommendError, match=r"vectors of bundle .* are gone.*run jobs/embed.py"):
         recommend(bare, shop.asking(users=users))
+
+
+# ---------------------------------------------------------------- policies
+
+
+def setting_in(message: str) -> dict[str, str]:
+    """Return the setting that a message recommends, as ``shop.asking`` takes it."""
+    name, value = re.search(r"--recommend\.([a-z-]+) ([a-z]+) to ", message).groups()  # type: ignore[union-attr]
+    return {name.replace("-", "_"): value}
+
+
+@pytest.mark.usefixtures("in_process")
+def test_delisted_items_and_users_left_without_one_are_left_out_by_the_settings_that_the_messages_name(
+    shop: Shop, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = ["a,i0 old-7 i2", "b,old-7 old-8", "c,", "d,i1 i3"]
+    users = table_file(shop.folder, "delisted.csv", "user_id,item_ids", *rows)
+    asked: dict[str, Any] = {"users": users}
+    with pytest.raises(CatalogError, match=r"3 given items are neither .*got 'old-7' of user a at line 2") as refusal:
+        recommend(shop.store, shop.asking(**asked))
+    asked |= setting_in(str(refusal.value))
+    with pytest.raises(CatalogError, match=r"2 users have no item that is known \(got user b at line 3, ") as refusal:
+        recommend(shop.store, shop.asking(**asked))
+    asked |= setting_in(str(refusal.value))
+    with caplog.at_level("INFO", "alpharec"):
+        made = recommend(shop.store, shop.asking(**asked))
+    assert asked == {"users": users, "on_unknown_item": "skip", "on_empty_history": "skip"}
+    assert made.summary["left_out"] == {
+        "unknown_items": {"count": 3, "first": ["old-7", "old-8"]},
+        "users_without_items": {"count": 2, "first": ["b", "c"]},
+    }
+    assert "recommend: left out: 2 users without items (b, c)" in caplog.messages
+    clean = table_file(shop.folder, "clean.csv", "user_id,item_ids", "a,i0 i2", "d,i1 i3")
+    expected = recommend(shop.store, shop.asking(users=clean))
+    assert read_lists(made) == read_lists(expected)
+    assert (expected.summary["users"], expected.summary["left_out"]) == (2, {})
+
+
+@pytest.mark.usefixtures("in_process")
+def test_a_user_without_an_item_is_left_out_with_what_it_wants(shop: Shop) -> None:
+    users = table_file(shop.folder, "some_cold.csv", "user_id,item_ids", "a,i0 i2", "b,", "c,i1")
+    wishes = table_file(shop.folder, "cold_wishes.csv", "user_id,query", "b,red thing", "c,red thing")
+    made = recommend(shop.store, shop.asking(users=users, intentions=wishes, on_empty_history="skip"))
+    assert list(read_lists(made)) == ["a", "c"]
+    assert made.summary["left_out"] == {"users_without_items": {"count": 1, "first": ["b"]}}
+
+
+@pytest.mark.usefixtures("in_process")
+def test_known_new_items_are_the_bundles_own_where_asked(shop: Shop) -> None:
+    new = table_file(shop.folder, "half_new.csv", "item_id,title", "i4,another title", "n4,red thing", "i5,")
+    with pytest.raises(CatalogError, match=r"2 items are in the bundle already \(got i4 with .* at line 2") as refusal:
+        recommend(shop.store, shop.asking(new_items=new))
+    made = recommend(shop.store, shop.asking(new_items=new, **setting_in(str(refusal.value))))
+    assert made.summary["left_out"] == {"known_new_items": {"count": 2, "first": ["i4", "i5"]}}
+    alone = table_file(shop.folder, "all_new.csv", "item_id,title", "n4,red thing")
+    assert read_lists(made) == read_lists(recommend(shop.store, shop.asking(new_items=alone)))
+
+
+@pytest.mark.usefixtures("in_process")
+def test_intentions_of_unknown_users_are_left_out_where_asked(shop: Shop) -> None:
+    wishes = table_file(shop.folder, "strangers.csv", "user_id,query", "who,", "u4,red thing", "who,red")
+    with pytest.raises(CatalogError, match=r"1 queries are empty"):
+        recommend(shop.store, shop.asking(intentions=wishes))
+    wishes = table_file(shop.folder, "strangers.csv", "user_id,query", "who,blue", "u4,red thing", "who,red")
+    with pytest.raises(CatalogError, match=r"2 queries have an unknown user \(got user who at line 2") as refusal:
+        recommend(shop.store, shop.asking(intentions=wishes))
+    asked = setting_in(str(refusal.value))
+    made = recommend(shop.store, shop.asking(intentions=wishes, **asked))
+    assert made.summary["left_out"] == {"unknown_users": {"count": 2, "first": ["who"]}}
+    known = table_file(shop.folder, "friends.csv", "user_id,query", "u4,red thing")
+    assert read_lists(made) == read_lists(recommend(shop.store, shop.asking(intentions=known)))
+    nobody = table_file(shop.folder, "nobody.csv", "user_id,query", "who,red")
+    with pytest.raises(RecommendError, match=r"nobody.csv: no user is left \(got 1 whom .* does not know\); pass"):
+        recommend(shop.store, shop.asking(intentions=nobody, **asked))
+    # With a file of users, who get lists without an intention too, no intention is needed.
+    users = table_file(shop.folder, "no_wish.csv", "user_id,item_ids", "a,i0 i2")
+    made = recommend(shop.store, shop.asking(users=users, intentions=nobody, **asked))
+    assert list(read_lists(made)) == ["a"]
+
+
+def test_a_file_whose_users_are_all_left_out_is_refused(shop: Shop) -> None:
+    users = table_file(shop.folder, "all_cold.csv", "user_id,item_ids", "a,", "b,gone")
+    skipping = shop.asking(users=users, on_unknown_item="skip", on_empty_history="skip")
+    with pytest.raises(CatalogError, match=r"no user is left \(got 2 users without a known item\); give one of them"):
+        recommend(shop.store, skipping)
+
+
+# ---------------------------------------------------------------- which items, which users
+
+STOCK = [0, 3, 4, 5, 8, 9, 12, 17, 19]
+
+
+def cut(lists: dict[str, dict[str, Any]], allowed: set[str], k: int = K) -> dict[str, dict[str, Any]]:
+    """Return what is left of whole lists: allowed items alone, the first k."""
+    left = {}
+    for user, row in lists.items():
+        pairs = [pair for pair in zip(row["item_ids"], row["scores"], strict=True) if pair[0] in allowed][:k]
+        left[user] = {"user_id": user, "item_ids": [item for item, _ in pairs], "scores": [score for _, score in pairs]}
+    return left
+
+
+def with_new(shop: Shop) -> dict[str, Any]:
+    """Return settings that name users by their items, some with an intention, and new items."""
+    rows = ["a,i0 i2 i5", "b,i1 n1", "c,i3"]
+    return {
+        "users": table_file(shop.folder, "w_users.csv", "user_id,item_ids", *rows),
+        "new_items": table_file(shop.folder, "w_new.csv", "item_id,title", "n0,red thing", "n1,blue thing"),
+        "intentions": table_file(shop.folder, "w_wishes.csv", "user_id,query", "c,red thing", "a,blue thing"),
+    }
+
+
+@pytest.mark.usefixtures("in_process")
+@pytest.mark.parametrize("asked", ["bundle", "new items", "users", "intentions", "everything"])
+@pytest.mark.parametrize("include_seen", [False, True])
+def test_candidates_less_the_excluded_are_whole_lists_filtered_and_cut(
+    shop: Shop, asked: str, include_seen: bool
+) -> None:
+    names = {"bundle": [], "new items": ["new_items"], "users": ["users", "new_items"], "intentions": ["intentions"]}
+    every = with_new(shop)
+    given = {name: every[name] for name in names.get(asked, every)}
+    if asked == "intentions":
+        given["intentions"] = table_file(shop.folder, "w_known.csv", "user_id,query", "u7,red", "u2,blue", "late,red")
+    given["include_seen"] = include_seen
+    whole = read_lists(recommend(shop.store, shop.asking(**given, k=100)))
+    new = ["n0"] if "new_items" in given else []
+    stock = {f"i{item}" for item in STOCK} | set(new)
+    candidates = table_file(shop.folder, "stock.csv", "item_id,price", *(f"{item},1" for item in [*stock, "i0"]))
+    exclude = table_file(shop.folder, "never.csv", "item_id", "i4", "i5", "i7", "i4", "long-gone")
+    made = recommend(shop.store, shop.asking(**given, candidates=candidates))
+    assert read_lists(made) == cut(whole, stock)
+    assert (made.summary["candidates"], made.summary["items"]) == (len(stock), NUM_ITEMS + 2 * bool(new))
+    banned = {"i4", "i5", "i7"}
+    made = recommend(shop.store, shop.asking(**given, exclude=exclude))
+    assert read_lists(made) == cut(whole, ({f"i{item}" for item in range(NUM_ITEMS)} | {"n0", "n1"}) - banned)
+    assert made.summary["left_out"] == {"unknown_excluded_items": {"count": 1, "first": ["long-gone"]}}
+    both = recommend(shop.store, shop.asking(**given, candidates=candidates, exclude=exclude))
+    assert read_lists(both) == cut(whole, stock - banned)
+    assert set(both.manifest["inputs"]) >= {"bundle", "candidates", "exclude"}
+
+
+@pytest.mark.usefixtures("in_process")
+@pytest.mark.parametrize(
+    ("kind", "loss", "epochs"), [("ease", "infonce", 0), ("id", "bc", 2), ("multvae", "multinomial", 2)]
+)
+def test_models_without_titles_rank_candidates_for_some_users(shop: Shop, kind: str, loss: str, epochs: int) -> None:
+    name = f"{kind}-narrowed"
+    settings = shop.settings.model_copy(
+        update={"name": name, "model": shop.settings.model.model_copy(update={"kind": kind})}
+    )
+    train = {"max_epochs": epochs, "learning_rate": 0.05, "loss": loss}
+    settings = settings.model_copy(update={"train": settings.train.model_copy(update=train)})
+    model = fit(shop.store, settings, shop.dataset, shop.vectors)
+    evaluation = evaluate_model(shop.store, settings, shop.dataset, shop.vectors, model)
+    publish(shop.store, settings, shop.dataset, shop.vectors, model, evaluation)
+
+    def lists(**asked: Any) -> dict[str, dict[str, Any]]:
+        chosen = settings.recommend.model_copy(update=asked)
+        return read_lists(recommend(shop.store, settings.model_copy(update={"recommend": chosen})))
+
+    whole = lists(k=100)
+    candidates = table_file(shop.folder, "stock.csv", "item_id", *(f"i{item}" for item in STOCK))
+    exclude = table_file(shop.folder, "banned.csv", "item_id", "i4", "i5")
+    left = cut(whole, {f"i{item}" for item in STOCK} - {"i4", "i5"})
+    assert lists(candidates=candidates, exclude=exclude) == left
+    people = table_file(shop.folder, "people.csv", "user_id", "u9", "late", "u3", "u9")
+    assert lists(candidates=candidates, exclude=exclude, for_users=people) == {
+        user: left[user] for user in ("u3", "u9", "late")
+    }
+
+
+@pytest.mark.usefixtures("in_process")
+def test_lists_for_some_users_are_those_they_have_among_all(shop: Shop, made: Artifact) -> None:
+    all_lists, people = read_lists(made), ["u17", "u3", "late", "u4"]
+    table = table_file(shop.folder, "some.jsonl", *(json.dumps({"user_id": user, "since": 1}) for user in people))
+    some = recommend(shop.store, shop.asking(for_users=table))
+    assert (some.summary["users"], list(read_lists(some))) == (4, ["u3", "u4", "u17", "late"])
+    assert read_lists(some) == {user: all_lists[user] for user in people}
+    new = with_new(shop)["new_items"]
+    whole = read_lists(recommend(shop.store, shop.asking(new_items=new)))
+    some = recommend(shop.store, shop.asking(for_users=table, new_items=new))
+    assert read_lists(some) == {user: whole[user] for user in people}
+
+
+def test_actors_of_their_own_get_the_selection(shop: Shop, made: Artifact) -> None:
+    people = table_file(shop.folder, "actors.csv", "user_id", *(f"u{user}" for user in range(0, NUM_USERS, 3)))
+    stock = table_file(shop.folder, "actors_stock.csv", "item_id", *(f"i{item}" for item in STOCK))
+    some = read_lists(recommend(shop.store, shop.asking(for_users=people, candidates=stock, num_cpus=1)))
+    whole = Source.load(shop.bundle, [shop.bundle]).lists(0, NUM_USERS + 1, shop.asking(k=100).recommend).to_pylist()
+    expected = cut({row["user_id"]: row for row in whole}, {f"i{item}" for item in STOCK})
+    assert some == {f"u{user}": expected[f"u{user}"] for user in range(0, NUM_USERS, 3)}
+
+
+@pytest.mark.usefixtures("in_process")
+def test_unknown_candidates_and_users_stop_unless_left_out(shop: Shop) -> None:
+    stock = table_file(shop.folder, "whole_stock.csv", "item_id", "i3", "tv-1", "i4", "tv-2", "tv-1")
+    with pytest.raises(CatalogError, match=r"3 candidates are neither .*\(got 'tv-1' at line 3, 'tv-2' at") as refusal:
+        recommend(shop.store, shop.asking(candidates=stock))
+    made = recommend(shop.store, shop.asking(candidates=stock, **setting_in(str(refusal.value))))
+    assert made.summary["left_out"] == {"unknown_candidates": {"count": 3, "first": ["tv-1", "tv-2"]}}
+    assert {item for row in read_lists(made).values() for item in row["item_ids"]} == {"i3", "i4"}
+    # The other next step of the message.
+    new = table_file(shop.folder, "tvs.csv", "item_id,title", "tv-1,red tv", "tv-2,blue tv")
+    made = recommend(shop.store, shop.asking(candidates=stock, new_items=new))
+    assert (made.summary["candidates"], made.summary["left_out"]) == (4, {})
+    people = table_file(shop.folder, "strange_people.csv", "user_id", "u1", "nobody")
+    with pytest.raises(CatalogError, match=r"1 users are not in the bundle \(got user nobody at line 3\)") as refusal:
+        recommend(shop.store, shop.asking(for_users=people))
+    made = recommend(shop.store, shop.asking(for_users=people, **setting_in(str(refusal.value))))
+    assert made.summary["left_out"] == {"unknown_users": {"count": 1, "first": ["nobody"]}}
+    assert list(read_lists(made)) == ["u1"]
+    nobody = table_file(shop.folder, "no_people.csv", "user_id", "nobody")
+    with pytest.raises(CatalogError, match=r"no user is left \(got 1 users unknown to the bundle\); pass"):
+        recommend(shop.store, shop.asking(for_users=nobody, on_unknown_user="skip"))
+
+
+def test_no_candidate_left_is_refused(shop: Shop) -> None:
+    stock = table_file(shop.folder, "foreign.csv", "item_id", "tv-1", "i2")
+    exclude = table_file(shop.folder, "none_left.csv", "item_id", "i2")
+    with pytest.raises(RecommendError, match=r"no item is left .* of 20 \(got recommend.candidates = .*foreign.csv, "):
+        recommend(shop.store, shop.asking(candidates=stock, exclude=exclude, on_unknown_item="skip"))
+
+
+def test_users_of_the_bundle_are_picked_without_others() -> None:
+    with pytest.raises(ValueError, match=r"picks users of the bundle.*got it with recommend.users and recommend.int"):
+        Settings.model_validate({"recommend": {"for_users": "a.csv", "users": "b.csv", "intentions": "c.csv"}})
+
+
+# ---------------------------------------------------------------- a condition
+
+PRICES = {item: None if item % 7 == 6 else 1 + 2.5 * item for item in range(NUM_ITEMS)}
+CATEGORIES = {item: ["Toys", "Games, board", "Books"][item % 3] for item in range(NUM_ITEMS)}
+
+
+@pytest.fixture(scope="module")
+def with_columns(shop: Shop) -> Shop:
+    """Return the shop whose dataset keeps columns of its items table, published under another name."""
+    draft = shop.store.draft("datasets", "columns", "kept")
+    for file, facts in shop.dataset.files.items():
+        draft.write_bytes(
+            file, shop.dataset.read_bytes(file), **{name: facts[name] for name in facts.keys() & {"rows"}}
+        )
+    kept = {"item_id": [f"i{item}" for item in range(NUM_ITEMS)], "category": [*CATEGORIES.values()]}
+    draft.write_table("attributes.parquet", pa.table(kept | {"price": [*PRICES.values()]}))
+    dataset = draft.commit(settings=shop.dataset.settings, inputs={}, summary=shop.dataset.summary)
+    evaluation = shop.store.draft("evaluations", "columns", "kept")
+    evaluation.write_json("metrics.json", shop.evaluation.read_json("metrics.json"))
+    inputs = {"dataset": dataset, "vectors": shop.vectors, "model": shop.model}
+    made = evaluation.commit(settings={}, inputs=inputs, summary={})
+    settings = shop.settings.model_copy(update={"name": "columns"})
+    bundle = publish(shop.store, settings, dataset, shop.vectors, shop.model, made)
+    return dataclasses.replace(shop, settings=settings, dataset=dataset, evaluation=made, bundle=bundle)
+
+
+@pytest.mark.usefixtures("in_process")
+@pytest.mark.parametrize("asked", ["bundle", "users", "intentions"])
+@pytest.mark.parametrize(
+    ("where", "meets"),
+    [
+        ("category = 'Toys'", lambda item: item % 3 == 0),
+        ("category IN ('Toys', 'Books') AND price < 20", lambda item: item % 3 != 1 and (PRICES[item] or 99) < 20),
+        ("price IS NULL OR title LIKE 'blue%'", lambda item: PRICES[item] is None or item % 2 == 1),
+        ("item_id <> 'i4'", lambda item: item != 4),
+        (
+            "price > AVG(price)",
+            lambda item: (PRICES[item] or 0) > np.mean([p for p in PRICES.values() if p is not None]),
+        ),
+    ],
+)
+def test_a_condition_on_columns_kept_with_the_bundle_filters_lists(
+    with_columns: Shop, asked: str, where: str, meets: Any
+) -> None:
+    shop, given = with_columns, dict[str, Any]()
+    if asked != "bundle":
+        lines = {"users": ["user_id,item_ids", "a,i0 i2", "b,i1"], "intentions": ["user_id,query", "u1,red", "u2,blue"]}
+        given[asked] = table_file(shop.folder, f"{asked}_who.csv", *lines[asked])
+    whole = read_lists(recommend(shop.store, shop.asking(**given, k=100)))
+    made = recommend(shop.store, shop.asking(**given, where=where))
+    allowed = {f"i{item}" for item in range(NUM_ITEMS) if meets(item)}
+    assert 0 < len(allowed) < NUM_ITEMS
+    assert read_lists(made) == cut(whole, allowed)
+    assert made.summary["candidates"] == len(allowed)
+
+
+@pytest.mark.usefixtures("in_process")
+def test_a_condition_finds_new_items_by_the_columns_of_their_own_file(with_columns: Shop) -> None:
+    shop = with_columns
+    rows = ["n0,red thing,Toys,1.5", "n1,red thing,Toys,", "n2,red thing,Books,2", "i3,known,Toys,1"]
+    new = table_file(shop.folder, "priced.csv", "item_id,title,category,price", *rows)
+    where = "category = 'Toys' AND price < 40"
+    given: dict[str, Any] = {"new_items": new, "on_known_item": "skip"}
+    whole = read_lists(recommend(shop.store, shop.asking(**given, k=100)))
+    made = recommend(shop.store, shop.asking(**given, where=where))
+    allowed = {f"i{item}" for item in range(NUM_ITEMS) if item % 3 == 0 and (PRICES[item] or 99) < 40} | {"n0"}
+    assert read_lists(made) == cut(whole, allowed)
+    # A file without the column: its items have no price, so none is cheap.
+    new = table_file(shop.folder, "unpriced.jsonl", json.dumps({"item_id": "n0", "title": "red", "category": "Toys"}))
+    made = recommend(shop.store, shop.asking(new_items=new, where=where))
+    assert made.summary["candidates"] == len(allowed) - 1
+    new = table_file(shop.folder, "badly_priced.csv", "item_id,title,price", "n0,red,dear")
+    with pytest.raises(
+        CatalogError, match=r"1 new items have a price that is not Float64, .*got 'dear' at line 2\); c"
+    ):
+        recommend(shop.store, shop.asking(new_items=new, where=where))
+
+
+@pytest.mark.usefixtures("in_process")
+def test_a_condition_on_the_candidates_table_comes_first(shop: Shop) -> None:
+    rows = ["i3,Toys,5,1", "i4,Books,5,1", "i5,Toys,50,1", "tv-1,Toys,500,2", "i4,Toys,7,1", "i6,Toys,,1"]
+    stock = table_file(shop.folder, "priced_stock.csv", "item_id,kind,unit price,file", *rows)
+    asked = {"candidates": stock, "where": "kind = 'Toys' AND TRY_CAST(\"unit price\" AS DOUBLE) < 20 AND file = '1'"}
+    made = recommend(shop.store, shop.asking(**asked))
+    whole = Source.load(shop.bundle, [shop.bundle]).lists(0, NUM_USERS + 1, shop.asking(k=100).recommend).to_pylist()
+    assert read_lists(made) == cut({row["user_id"]: row for row in whole}, {"i3", "i4"})
+    assert made.summary["left_out"] == {}, "the unknown candidate does not meet the condition"
+
+
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [
+        (
+            "category = ",
+            r"recommend.where = category = : is not an SQL condition \(got unable to parse .*write it like",
+        ),
+        ("SELECT 1", r"is not an SQL condition \(got expected an expression \(found 'SELECT' clause\)\); write it"),
+        ("colour = 'red'", r"has no column colour for .*got item_id, title, category, price\); name one of these"),
+        ('category = "Toys"', r"has no column Toys for .*texts stand in single quotes"),
+        ("category < 20", r"does not fit its columns category String \(got cannot compare string with numeric type"),
+        ("price", r"does not fit its columns price Float64 \(got its value is Float64, not true or false\)"),
+        ("CAST(category AS DOUBLE) < 20", r"got conversion from `str` to `f64` failed .*write TRY_CAST"),
+        ("price > 1000", r"no item is left to recommend of 20 \(got recommend.where = price > 1000\)"),
+    ],
+)
+def test_conditions_that_do_not_fit_are_refused(with_columns: Shop, where: str, message: str) -> None:
+    with pytest.raises((CatalogError, RecommendError), match=message):
+        recommend(with_columns.store, with_columns.asking(where=where))
+
+
+@pytest.mark.usefixtures("in_process")
+def test_a_bundle_without_columns_says_what_to_do(shop: Shop) -> None:
+    message = r"has no column price, kind for .*pass --recommend.candidates FILE .* --data.keep-columns price,kind$"
+    where = "TRY_CAST(price AS DOUBLE) < 20 AND kind = 'Toys'"
+    with pytest.raises(CatalogError, match=message):
+        recommend(shop.store, shop.asking(where=where))
+    stock = table_file(shop.folder, "columns.csv", "item_id,price,kind", "i3,5,Toys", "i4,7,Books")
+    assert recommend(shop.store, shop.asking(where=where, candidates=stock)).summary["candidates"] == 1
+    bare = table_file(shop.folder, "bare.csv", "item_id,price", "i3,5", "i4,7")
+    with pytest.raises(CatalogError, match=r"must have one column 'kind' \(got item_id, price\); add it, or correct"):
+        recommend(shop.store, shop.asking(where=where, candidates=bare))
+
+
+@pytest.mark.usefixtures("in_process")
+def test_what_changes_lists_changes_their_version(shop: Shop, made: Artifact) -> None:
+    stock = [
+        table_file(shop.folder, f"v{size}.csv", "item_id", *(f"i{item}" for item in range(size))) for size in (8, 9)
+    ]
+    people = table_file(shop.folder, "v_users.csv", "user_id", "u1", "u2")
+    asked: list[dict[str, Any]] = [
+        {"candidates": stock[0]},
+        {"candidates": stock[1]},
+        {"exclude": stock[0]},
+        {"candidates": stock[1], "exclude": stock[0]},
+        {"for_users": people},
+        {"where": "title LIKE 'red%'"},
+        {"where": "title LIKE 'blue%'"},
+        {"candidates": stock[0], "where": "item_id <> 'i2'"},
+    ]
+    versions = [recommend(shop.store, shop.asking(**each)).version for each in asked]
+    assert len({made.version, *versions}) == 1 + len(asked)
+    before = objects(shop.store)
+    copy = table_file(shop.folder, "v8_again.csv", "item_id", *(f"i{item}" for item in range(8)))
+    assert recommend(shop.store, shop.asking(candidates=copy)).version == versions[0], "content counts, not its place"
+    assert objects(shop.store) == before
 
 
 # ---------------------------------------------------------------- intentions

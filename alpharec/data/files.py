@@ -26,7 +26,10 @@ from alpharec.data.dataset import CatalogError
 if TYPE_CHECKING:
     from alpharec.data.delimited import Dialect
 
-Role = Literal["catalog", "interactions", "user lists", "new items", "intentions", "queries", "item texts"]
+Role = Literal[
+    "catalog", "interactions", "user lists", "new items", "intentions", "queries", "item texts", "candidates",
+    "excluded items", "users to list for",
+]  # fmt: skip
 
 JSON_SUFFIXES = (".jsonl", ".json", ".ndjson")
 PARQUET_SUFFIXES = (".parquet", ".pq")
@@ -40,6 +43,9 @@ FILE_SETTINGS: dict[Role, str] = {
     "intentions": "--recommend.intentions FILE",
     "queries": "--intention.queries FILE",
     "item texts": "--intention.texts FILE",
+    "candidates": "--recommend.candidates FILE",
+    "excluded items": "--recommend.exclude FILE",
+    "users to list for": "--recommend.for-users FILE",
 }
 GLOB = "*?["
 HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"

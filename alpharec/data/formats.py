@@ -34,6 +34,7 @@ FIXED_COLUMNS = {
 TABLE_SUFFIXES = (".parquet", ".csv", ".csv.gz", ".tsv", ".tsv.gz", ".jsonl", ".jsonl.gz")
 ROLES: dict[str, Role] = {"items": "catalog", "users": "user lists", "new_items": "new items"}
 ROLES |= {"intentions": "intentions", "queries": "queries", "texts": "item texts"}
+ROLES |= {"candidates": "candidates", "exclude": "excluded items", "for_users": "users to list for"}
 COLUMN_SETTINGS = ("item_column", "title_column", "user_column", "time_column", "rating_column", "split_column")
 
 
@@ -56,7 +57,7 @@ def open_inputs(settings: DataSettings) -> dict[str, Input]:
 
 def open_table(
     names: str,
-    setting: Literal["users", "new_items", "intentions", "queries", "texts"],
+    setting: Literal["users", "new_items", "intentions", "candidates", "exclude", "for_users", "queries", "texts"],
     settings: DataSettings = DataSettings(),
 ) -> Input:
     """Find the files that a setting such as ``recommend.users`` or ``intention.queries`` names.

@@ -15,8 +15,7 @@ import itertools
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import numpy as np
 import polars as pl
@@ -24,10 +23,9 @@ import pyarrow as pa
 import pyarrow.csv
 
 from alpharec.config import DataSettings
-from alpharec.data.files import FILE_SETTINGS, InputFile, fail
+from alpharec.data.files import FILE_SETTINGS, SEPARATOR_NAMES, Dialect, InputFile, fail
 
 SEPARATORS = (",", ";", "\t", "|")
-NAMES = {"\t": "a tab"}
 RECORDS = 1 << 16  # read at a time
 PIECE = 1 << 24  # bytes checked at a time
 NEWLINE = ord("\n")
@@ -40,34 +38,6 @@ BYTE_ORDER_MARKS = {
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
-
-
-@dataclass(frozen=True)
-class Dialect:
-    """How a file is written; ``quote`` and ``escape`` are empty where there is none."""
-
-    separator: str
-    quote: str
-    escape: str
-    encoding: str
-    names: tuple[str, ...]
-    has_header: bool
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """The arguments of ``csv.reader``."""
-        quoting = csv.QUOTE_MINIMAL if self.quote else csv.QUOTE_NONE
-        return {
-            "delimiter": self.separator,
-            "quotechar": self.quote or None,
-            "escapechar": self.escape or None,
-            "quoting": quoting,
-            "strict": True,
-        }
-
-    @property
-    def separator_name(self) -> str:
-        return NAMES.get(self.separator, repr(self.separator))
 
 
 class _Damage(Exception):
@@ -115,7 +85,7 @@ def detect(
                 return Dialect(separator, quote, escape, encoding, tuple(known), False)
     best = max(first, key=lambda separator: (len(set(wanted) & set(_plain(first[separator]))), len(first[separator])))
     if names:
-        got = f"{len(first[best])} in the first line, separated by {NAMES.get(best, repr(best))}"
+        got = f"{len(first[best])} in the first line, separated by {SEPARATOR_NAMES.get(best, repr(best))}"
         fail(file, f"needs {len(names)} fields a line for the columns {', '.join(names)}", got, _names_hint(file))
     return Dialect(best, quote, escape, encoding, tuple(_plain(first[best])), True)
 
@@ -333,7 +303,7 @@ def _line(data: bytes, dialect: Dialect, line: int) -> str:
         return next(itertools.islice(text, line - 1, None), "").strip()[:60]
 
 
-def line_of(data: bytes, dialect: Dialect, row: int) -> int:
+def csv_line(data: bytes, dialect: Dialect, row: int) -> int:
     """Return the first line of a record; a quoted field may hold line ends, and lines may be blank."""
     row += int(dialect.has_header)
     with _text(data, dialect.encoding) as text:

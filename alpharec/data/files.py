@@ -6,6 +6,7 @@ sorted by path, with ``key=value`` folders as columns of text.
 
 from __future__ import annotations
 
+import csv
 import glob
 import gzip
 import hashlib
@@ -16,15 +17,12 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, NoReturn
+from typing import Any, Literal, NoReturn
 
 import fsspec
 
 from alpharec.config import DataSettings
 from alpharec.data.dataset import CatalogError
-
-if TYPE_CHECKING:
-    from alpharec.data.delimited import Dialect
 
 Role = Literal[
     "catalog", "interactions", "user lists", "new items", "intentions", "queries", "item texts", "candidates",
@@ -47,11 +45,40 @@ FILE_SETTINGS: dict[Role, str] = {
     "excluded items": "--recommend.exclude FILE",
     "users to list for": "--recommend.for-users FILE",
 }
+SEPARATOR_NAMES = {"\t": "a tab"}
 GLOB = "*?["
 HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 KEPT_BYTES = 32 << 20  # a file up to this size is fetched once; a larger one is digested first, and fetched to be read
 CHUNK_BYTES = 16 << 20
 LEAST_UNPACKED_GB, USUAL_UNPACKING = 1.0, 100  # a gzip file may unpack to 1 GB, or to 100 times its size
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """How a file is written; ``quote`` and ``escape`` are empty where there is none."""
+
+    separator: str
+    quote: str
+    escape: str
+    encoding: str
+    names: tuple[str, ...]
+    has_header: bool
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The arguments of ``csv.reader``."""
+        quoting = csv.QUOTE_MINIMAL if self.quote else csv.QUOTE_NONE
+        return {
+            "delimiter": self.separator,
+            "quotechar": self.quote or None,
+            "escapechar": self.escape or None,
+            "quoting": quoting,
+            "strict": True,
+        }
+
+    @property
+    def separator_name(self) -> str:
+        return SEPARATOR_NAMES.get(self.separator, repr(self.separator))
 
 
 @dataclass(eq=False)

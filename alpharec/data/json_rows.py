@@ -119,7 +119,7 @@ def _first_keys(data: bytes) -> list[str]:
     return [key for row in rows if isinstance(row, dict) for key in row]
 
 
-def line_of(data: bytes, row: int) -> str:
+def json_place(data: bytes, row: int) -> str:
     """Name a row's place: its line, or its number in an array."""
     if ARRAY.match(data.removeprefix(b"\xef\xbb\xbf")):
         return f"element {row + 1}"

@@ -13,17 +13,19 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from alpharec.config import DataSettings
-from alpharec.data import delimited, json_rows
+from alpharec.data.delimited import SEPARATORS, csv_line, detect, encoding_of, read_delimited
 from alpharec.data.files import (
     DELIMITED_SUFFIXES,
     FILE_SETTINGS,
     JSON_SUFFIXES,
     PARQUET_SUFFIXES,
+    SEPARATOR_NAMES,
     SUFFIXES,
     Input,
     InputFile,
     fail,
 )
+from alpharec.data.json_rows import json_place, read_json
 from alpharec.data.values import (
     BadType,
     BadValues,
@@ -77,9 +79,9 @@ def _refuse_rows(file: InputFile, rows: list[int], shown: list[Any], what: str, 
 def place(file: InputFile, row: int) -> str:
     """Name a row (from 0, without header) as a person finds it: line of a text file or row of a table, from 1."""
     if file.dialect is not None:
-        return f"line {delimited.line_of(file.data, file.dialect, row)}"
+        return f"line {csv_line(file.data, file.dialect, row)}"
     if file.suffix in JSON_SUFFIXES:
-        return json_rows.line_of(file.data, row)
+        return json_place(file.data, row)
     return f"{'line' if file.suffix in ('.dat', '.txt') else 'row'} {row + 1}"
 
 
@@ -237,10 +239,10 @@ def _read_delimited(file: InputFile, settings: DataSettings, wanted: dict[str, W
     names = {"catalog": settings.items_columns, "interactions": settings.interactions_columns}.get(file.role, ())
     known = KNOWN_WITHOUT_HEADER.get((settings.format, file.role), ())
     needed = [each.column for each in wanted.values() if not each.optional]
-    file.dialect = delimited.detect(file, data, settings, needed, names=names, names_without_header=known)
+    file.dialect = detect(file, data, settings, needed, names=names, names_without_header=known)
     wanted = _need_delimited(file, settings, wanted)
     columns = list(dict.fromkeys(each.column for each in wanted.values()))
-    read, file.dialect = delimited.read_delimited(file, data, file.dialect, settings, columns)
+    read, file.dialect = read_delimited(file, data, file.dialect, settings, columns)
     return dict(read)
 
 
@@ -254,8 +256,8 @@ def _need_delimited(file: InputFile, settings: DataSettings, wanted: dict[str, W
     assert dialect is not None
     there, missing = dialect.names, [each.column for each in wanted.values() if not each.optional]
     missing = [column for column in missing if column not in there]
-    if missing and len(there) == 1 and (other := next((s for s in delimited.SEPARATORS if s in there[0]), "")):
-        shown = delimited.NAMES.get(other, repr(other))
+    if missing and len(there) == 1 and (other := next((s for s in SEPARATORS if s in there[0]), "")):
+        shown = SEPARATOR_NAMES.get(other, repr(other))
         name = "tab" if other == "\t" else other
         what = f"must have one column {missing[0]!r}; separated by {dialect.separator_name} it has one column"
         fail(file, what, there[0], f"it seems to be separated by {shown}: pass --data.separator '{name}'")
@@ -288,7 +290,7 @@ def _looks_like_a_value(name: str) -> bool:
 
 def _read_json(file: InputFile, wanted: dict[str, Wanted]) -> dict[str, Column]:
     keys = list(dict.fromkeys(each.column for each in wanted.values()))
-    columns, there = json_rows.read_json(file, file.data, keys)
+    columns, there = read_json(file, file.data, keys)
     if columns[keys[0]]:
         wanted = _need_columns(file, wanted, there)
     return {each.column: columns[each.column] for each in wanted.values()}
@@ -298,7 +300,7 @@ def _read_dat(file: InputFile, wanted: dict[str, Wanted]) -> dict[str, Column]:
     names = DAT_COLUMNS[file.role]
     _need_columns(file, wanted, names)
     data = file.data
-    encoding = delimited.encoding_of(file, data, DataSettings())
+    encoding = encoding_of(file, data, DataSettings())
     text = data.decode(encoding).replace("\r\n", "\n").rstrip("\n")
     lines = pl.Series("line", text.split("\n") if text else [], dtype=pl.String)
     bad = lines.str.count_matches("::", literal=True) != len(names) - 1

@@ -261,7 +261,7 @@ class DataSettings(Section):
         needs_time = self.split in ("ratio-time", "leave-last-out", "global-time")
         if needs_time and self.format == "table" and not self.time_column:
             raise ValueError(f"data.split = {self.split} needs data.time_column (got none)")
-        if self.split == "given" and self.format not in ("table", "alpharec"):
+        if self.split == "given" and self.format not in ("table", "alpharec", "amazon-2023"):
             raise ValueError(f"data.split = given: {self.format} files carry no split; choose another data.split")
         if self.split == "given" and self.format == "table" and not self.split_column:
             raise ValueError("data.split = given needs data.split_column (got none)")

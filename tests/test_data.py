@@ -252,6 +252,32 @@ def test_amazon_2023(tmp_path: Path) -> None:
     ]
 
 
+def test_the_given_split_of_amazon_2023(tmp_path: Path) -> None:
+    head = "user_id,parent_asin,rating,timestamp,history\n"
+    files = {
+        "train": head + "r,A,5.0,1588687728000,\nr,B,3.0,1588687728001,A\n",
+        "valid": head + "r,C,4.0,1588687728002,A B\n",
+        "test": head + "r,D,1.0,1588687728003,A B C\n",
+    }
+    for split, content in files.items():
+        (tmp_path / f"Games.{split}.csv").write_text(content)
+    meta = [{"parent_asin": asin, "title": f"title {asin}"} for asin in "ABCD"]
+    (tmp_path / "meta_Games.jsonl").write_bytes(jsonl(meta))
+    dataset, _ = build(tmp_path, format="amazon-2023", split="given")
+    assert [named(dataset, pairs) for pairs in dataset.splits.values()] == [
+        [("r", "A"), ("r", "B")],
+        [("r", "C")],
+        [("r", "D")],
+    ]
+    (tmp_path / "Games.valid.csv").write_text(head + "r,Z,4.0,1588687728002,A B\n")
+    refused(
+        tmp_path,
+        "Games.valid.csv: 1 interactions have an item that the catalog lacks (got Z at line 2)",
+        format="amazon-2023",
+        split="given",
+    )
+
+
 # ---------------------------------------------------------------- titles
 
 

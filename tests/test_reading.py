@@ -226,6 +226,20 @@ def test_encodings(tmp_path: Path, encoding: str) -> None:
     assert rows(read(path, encoding="" if encoding in ("utf-8-sig", "utf-16", "utf-32") else encoding)) == LAMP
 
 
+def test_encodings_of_json(tmp_path: Path) -> None:
+    line = '{"item_id": "A", "title": "Caf\u00e9"}\n'
+    assert rows(read(table(tmp_path, "t.jsonl", line.encode("utf-16")))) == [("A", "Caf\u00e9")]
+    path = table(tmp_path, "t.jsonl", line.encode("latin-1"))
+    refused(path, "not UTF-8 (got byte 0xe9 at line 1", "pass --data.encoding latin-1")
+    assert rows(read(path, encoding="latin-1")) == [("A", "Caf\u00e9")]
+
+
+def test_a_file_of_another_kind_than_its_name_is_named(tmp_path: Path) -> None:
+    refused(table(tmp_path, "t.csv", gzip.compress(b"item_id,title\nA,x\n")), "is a .gz file, not text", "ends in .gz")
+    pq.write_table(pa.table({"item_id": ["A"], "title": ["x"]}), tmp_path / "t.jsonl")
+    refused(tmp_path / "t.jsonl", "is a .parquet file, not text")
+
+
 def test_a_byte_that_latin_1_does_not_print_is_of_cp1252(tmp_path: Path) -> None:
     path = table(tmp_path, "t.csv", "item_id,title\nA,5 €\n".encode("cp1252"))
     refused(path, "got byte 0x80 at line 2", "pass --data.encoding cp1252")

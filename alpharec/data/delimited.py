@@ -38,6 +38,13 @@ BYTE_ORDER_MARKS = {
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
+OTHER_KINDS = {
+    b"\x1f\x8b": ".gz",
+    b"PAR1": ".parquet",
+    b"PK\x03\x04": ".zip",
+    b"\x28\xb5\x2f\xfd": ".zst",
+    b"BZh": ".bz2",
+}
 
 
 class _Damage(Exception):
@@ -111,6 +118,9 @@ def _first_record(data: bytes, dialect: Dialect) -> list[str]:
 
 def encoding_of(file: InputFile, data: bytes, settings: DataSettings) -> str:
     """Return the encoding: the setting, else by the byte order mark, else UTF-8, which is checked."""
+    other = next((kind for sign, kind in OTHER_KINDS.items() if data.startswith(sign)), "")
+    if other:
+        fail(file, f"is a {other} file, not text", data[:4], f"give it a name that ends in {other}, or unpack it")
     marked = next((name for mark, name in BYTE_ORDER_MARKS.items() if data.startswith(mark)), "")
     encoding = settings.encoding or marked or "utf-8"
     if encoding == "utf-8" and (half := data[: 1 << 12]).count(0) > len(half) / 4:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import os
 from dataclasses import dataclass
 from typing import Literal
@@ -47,9 +46,11 @@ def open_inputs(settings: DataSettings) -> dict[str, Input]:
     _check_format(settings)
     inputs = {"items": open_input(_locate(settings, "items"), "catalog", settings)}
     if settings.format == "alpharec":
-        files = {split: glob.escape(f"{split}.txt") for split in SPLITS}
-        for split, name in files.items():
-            inputs[split] = open_input(name, "interactions", settings, "--data.path FOLDER")
+        for split in SPLITS:
+            inputs[split] = open_input(f"{split}.txt", "interactions", settings, "--data.path FOLDER")
+    elif settings.format == "amazon-2023" and settings.split == "given":
+        for split in SPLITS:  # Video_Games.train.csv and its like, of the 5-core and 0-core benchmarks
+            inputs[split] = open_input(f"*.{split}.csv*", "interactions", settings, "--data.path FOLDER")
     else:
         inputs["interactions"] = open_input(_locate(settings, "interactions"), "interactions", settings)
     return inputs
@@ -134,6 +135,7 @@ def _usual_names(settings: DataSettings, setting: Literal["items", "interactions
     if settings.format.startswith("amazon"):
         # Video_Games.json.gz beside meta_Video_Games.json.gz: the category is part of the name.
         names = [name for name in names if name.removesuffix(".gz").endswith((*JSON_SUFFIXES, ".csv"))]
+        names = [name for name in names if not any(f".{split}.csv" in name for split in SPLITS)]
         return [name for name in names if name.startswith("meta_") == (setting == "items")]
     if settings.format == "grouplens":
         stem = {"items": "movies", "interactions": "ratings"}[setting]

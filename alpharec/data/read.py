@@ -52,8 +52,12 @@ def read_inputs(inputs: Mapping[str, Input], settings: DataSettings) -> tuple[Ca
     """
     columns = columns_of(settings)
     catalog = read_catalog(inputs["items"], columns)
+    with_rating = settings.min_rating is not None
+    if "interactions" in inputs:
+        return catalog, _read_interactions(inputs["interactions"], columns, with_rating=with_rating)
     if settings.format != "alpharec":
-        return catalog, _read_interactions(inputs["interactions"], columns, with_rating=settings.min_rating is not None)
+        parts = [_read_interactions(inputs[split], columns, with_rating=with_rating) for split in SPLITS]
+        return catalog, _join_splits(parts)
     files = tuple(file for split in SPLITS for file in inputs[split].files)
     return _order_by_number(catalog), _read_user_lines(files, keep_split=settings.split == "given")
 
@@ -89,6 +93,18 @@ def _read_interactions(table: Input, columns: Columns, *, with_rating: bool) -> 
         frame = frame.with_columns(split=_split_codes(table.files, frame, wanted["split"].column))
     frame = frame.rename({"user": "user_id", "item": "item_id"})
     return Interactions(table.files, frame["user_id"].unique(maintain_order=True), frame, without_id)
+
+
+def _join_splits(parts: Sequence[Interactions]) -> Interactions:
+    """Join the interactions of a file for each split."""
+    files, tables = list[InputFile](), []
+    for code, part in enumerate(parts):
+        file = pl.col("file") + len(files)
+        tables.append(part.table.with_columns(file=file, split=pl.lit(code, pl.Int8)))
+        files += part.files
+    table = pl.concat(tables, how="vertical_relaxed")
+    users = table["user_id"].unique(maintain_order=True)
+    return Interactions(tuple(files), users, table, sum(part.without_id for part in parts))
 
 
 def _with_ids(

@@ -171,7 +171,7 @@ def _raw_columns(file: InputFile, settings: DataSettings, wanted: dict[str, Want
     elif file.suffix in DELIMITED_SUFFIXES:
         columns = _read_delimited(file, settings, inside)
     elif file.suffix in JSON_SUFFIXES:
-        columns = _read_json(file, inside)
+        columns = _read_json(file, settings, inside)
     else:
         then = f"use {', '.join(SUFFIXES)}, the text ones also with .gz"
         fail(file, "its name must end in the kind of file", file.suffix or "nothing", then)
@@ -288,9 +288,13 @@ def _looks_like_a_value(name: str) -> bool:
     )
 
 
-def _read_json(file: InputFile, wanted: dict[str, Wanted]) -> dict[str, Column]:
+def _read_json(file: InputFile, settings: DataSettings, wanted: dict[str, Wanted]) -> dict[str, Column]:
     keys = list(dict.fromkeys(each.column for each in wanted.values()))
-    columns, there = read_json(file, file.data, keys)
+    data = file.data
+    encoding = encoding_of(file, data, settings)
+    if encoding not in ("utf-8", "utf-8-sig"):
+        data = data.decode(encoding).encode()
+    columns, there = read_json(file, data, keys)
     if columns[keys[0]]:
         wanted = _need_columns(file, wanted, there)
     return {each.column: columns[each.column] for each in wanted.values()}

@@ -216,12 +216,18 @@ class Store:
         """Return a committed version, or None.
 
         Raises:
-            ArtifactError: its manifest is of another version.
+            ArtifactError: its manifest is damaged, or of another version.
         """
         place = (kind, name, version)
         if not self.exists(*place, MANIFEST):
             return None
-        manifest = json.loads(self.read(*place, MANIFEST))
+        try:
+            manifest = json.loads(self.read(*place, MANIFEST))
+        except ValueError as error:
+            raise ArtifactError(f"{self.uri(*place, MANIFEST)}: is no JSON (got {error}); {CHANGED}") from None
+        if not isinstance(manifest, dict):
+            got = f"{str(manifest)[:40]!r}"
+            raise ArtifactError(f"{self.uri(*place, MANIFEST)}: is no JSON object (got {got}); {CHANGED}")
         told = tuple(manifest.get(part) for part in ("kind", "name", "version"))
         if told != place:
             raise ArtifactError(

@@ -398,6 +398,16 @@ def test_a_manifest_of_another_version_is_refused(store: Store, place: Sequence[
         assert "expected things/shop/v1); the manifest was changed by hand: delete this version" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("content", "what"), [(b"{", "is no JSON"), (b"[]", "is no JSON object"), (b"\xff", "is no JSON")]
+)
+def test_a_manifest_that_is_no_object_is_refused(store: Store, content: bytes, what: str) -> None:
+    commit(store, "v1")
+    store.write(content, "things", "shop", "v1", "manifest.json")
+    with pytest.raises(ArtifactError, match=rf"things/shop/v1/manifest\.json: is {what} \(got .*delete this version"):
+        store.find("things", "shop", "v1")
+
+
 def test_latest_names_a_version_and_nothing_else(store: Store) -> None:
     commit(store, "v1")
     for version in [*filter(str.isascii, NO_NAMES), "v1\n", "../shop/v1"]:

@@ -26,6 +26,10 @@ MOMENT = (
     r"(?:[T ]+(?P<hour>\d{1,2}):(?P<minute>\d{2})(?::(?P<second>\d{2})(?:[.,](?P<fraction>\d{1,9})\d*)?)?"
     r"\s*(?P<zone>Z|z|UTC|GMT|[+-]\d{2}(?::?\d{2})?)?)?\s*$"
 )
+OTHER_TIMES = (
+    "write dates as 2019-12-31 or 2019-12-31T10:00:00+00:00, or numbers (seconds, or a position); or pass "
+    "--data.time-format with how they are written, e.g. %d/%m/%Y %H:%M, or --data.time-column NAME"
+)
 # Numbers that are moments from 1990 to 2100 in this unit; the ranges do not meet.
 UNITS = {"seconds": 1, "milliseconds": 10**3, "microseconds": 10**6, "nanoseconds": 10**9}
 FIRST_S, LAST_S = 631_152_000, 4_102_444_800
@@ -228,20 +232,20 @@ def as_numbers(column: Column, _: Options) -> pl.Series:
     return numbers
 
 
-def _numbers_of_text(values: pl.Series) -> pl.Series:
+def _numbers_of_text(values: pl.Series, then: str = "") -> pl.Series:
     text = values.str.strip_chars()
     numbers = text.cast(pl.Int64, strict=False)
     if numbers.null_count() > text.null_count():
         numbers = text.cast(pl.Float64, strict=False)
-    _refuse_no_number(values, numbers)
+    _refuse_no_number(values, numbers, then)
     return numbers
 
 
-def _refuse_no_number(values: pl.Series, numbers: pl.Series) -> None:
+def _refuse_no_number(values: pl.Series, numbers: pl.Series, then: str = "") -> None:
     bad = (numbers.is_null() | ~numbers.is_finite()).arg_true().to_list()
     if bad:
         shown = [value if value is None else repr(str(value)) for value in values.gather(bad).to_list()]
-        raise BadValues(bad, ["null" if value is None else value for value in shown], "rows have no number", "")
+        raise BadValues(bad, ["null" if value is None else value for value in shown], "rows have no number", then)
 
 
 def as_times(column: Column, options: Options) -> tuple[pl.Series, str]:
@@ -259,7 +263,7 @@ def as_times(column: Column, options: Options) -> tuple[pl.Series, str]:
         return _by_format(values, options.time_format)
     if values.str.contains(r"^\s*\d{4}[-/]\d{1,2}[-/]").any():
         return _of_iso_text(values)
-    return _numbers_of_text(values), ""
+    return _numbers_of_text(values, OTHER_TIMES), ""
 
 
 def _stored(column: Column) -> pl.Series:
@@ -307,10 +311,7 @@ def _of_iso_text(values: pl.Series) -> tuple[pl.Series, str]:
         offset=(sign * offset).fill_null(0),
     )
     seconds = parts.select(pl.col("day") * 86_400 + pl.col("clock") - pl.col("offset")).to_series()
-    then = (
-        "write dates as 2019-12-31 or 2019-12-31T10:00:00+00:00, or pass --data.time-format with how they are written"
-    )
-    _refuse_moments(values, seconds.is_null(), "rows have no time", then)
+    _refuse_moments(values, seconds.is_null(), "rows have no time", OTHER_TIMES)
     timed = parts["hour"].is_not_null()
     if timed.any() and 0 < (parts["zone"].is_not_null() & timed).sum() < timed.sum():
         rows = (parts["zone"].is_null() & timed).arg_true().to_list()

@@ -168,7 +168,6 @@ class DataSettings(Section):
         "error",
         description="valid or test is empty, and neither data.split = none nor a ratio of 0 asks for it: stop, or "
         "continue without it",
-        exclude_if=lambda policy: policy == "error",  # part of a dataset's version only where it lets something pass
     )
     drop_cold_truth: bool = Field(
         False, description="leave out valid and test interactions with items that have no train interaction"

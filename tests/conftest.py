@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -67,6 +68,24 @@ def ray_local(s3: str) -> Iterator[None]:
     start_local(num_cpus=2)
     yield
     ray.shutdown()
+
+
+@pytest.fixture
+def hurried(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Have threads that renew leases wait for a hundredth of their time; return the times.
+
+    So a lease is long enough for any machine, and is renewed soon.
+    """
+    times: list[float] = []
+
+    class Hurried(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            assert timeout is not None
+            times.append(timeout)
+            return super().wait(timeout / 100)
+
+    monkeypatch.setattr("alpharec.artifacts.threading", SimpleNamespace(Event=Hurried, Thread=threading.Thread))
+    return times
 
 
 @pytest.fixture

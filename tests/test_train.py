@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pytest
 import ray
@@ -501,12 +503,13 @@ def test_a_run_killed_with_two_workers_ends_with_one_as_if_undisturbed(
     job = settings.model_copy(update={"storage": str(tmp_path), "train": train})
     job = job.model_copy(update={"data": settings.data.model_copy(update={"path": str(tmp_path)})})
     inputs = make_inputs(tmp_path, job)
-    _kill_after_checkpoints(job, inputs, tmp_path / "training" / "killed", checkpoints=2)
-    reached = len(list((tmp_path / "training" / "killed").glob("checkpoint_*/state.json")))
-    assert reached >= 1
+    _kill_after_epoch(2, job, inputs)
     assert inputs[0].find("models", "board", expected.version) is None, "the kill came before the end"
     alone = job.model_copy(update={"train": train.model_copy(update={"num_workers": 1})})
     model = fit(inputs[0], alone, *inputs[1:])
+    workers = [entry["workers"] for entry in model.read_json("history.json")]
+    assert workers == sorted(workers, reverse=True)
+    assert (workers[1], workers[-1]) == (2, 1)
     history = [(entry["epoch"], entry["loss"]) for entry in model.read_json("history.json")]
     wanted = [(entry["epoch"], entry["loss"]) for entry in expected.read_json("history.json")]
     assert [epoch for epoch, _ in history] == [epoch for epoch, _ in wanted]
@@ -527,29 +530,49 @@ def test_actors_ask_the_ray_they_run_on_whatever_others_the_machine_has(ray_loca
     assert "RAY_API_SERVER_ADDRESS" not in os.environ, "a later job would be sent there"
 
 
-def _kill_after_checkpoints(settings: Settings, inputs: tuple[Any, ...], run: Path, *, checkpoints: int) -> None:
+def _kill_after_epoch(epoch: int, settings: Settings, inputs: tuple[Any, ...]) -> None:
+    """Train in a process that is killed when its run has recorded the checkpoint of an epoch."""
     script = (
-        "import sys\n"
+        "import functools, os, signal, sys\n"
+        "import ray.train\n"
+        "from alpharec import train\n"
         "from alpharec.artifacts import Store\n"
         "from alpharec.config import Settings\n"
-        "from alpharec.train import fit\n"
+        "class Kill(ray.train.UserCallback):\n"
+        "    driver, epoch = os.getpid(), int(sys.argv[3])\n"
+        "    def after_report(self, run_context, metrics, checkpoint):\n"
+        "        if metrics[0]['epoch'] == self.epoch: os.kill(self.driver, signal.SIGKILL)\n"
+        "train.run_workers = functools.partial(train.run_workers, callbacks=[Kill()])\n"
         "settings = Settings.model_validate_json(sys.argv[1]); store = Store(settings.storage)\n"
         "dataset, vectors = store.find('datasets', 'board', sys.argv[2]), store.find('vectors', 'board', 'by-hand')\n"
-        "fit(store, settings, dataset, vectors)\n"
+        "train.fit(store, settings, dataset, vectors)\n"
     )
-    process = subprocess.Popen(
-        [sys.executable, "-c", script, settings.model_dump_json(), inputs[1].version],
+    others = _of_ray_train()
+    process = subprocess.run(
+        [sys.executable, "-c", script, settings.model_dump_json(), inputs[1].version, str(epoch)],
         env=os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
+        timeout=KILL_TIMEOUT_S,
     )
+    assert process.returncode == -signal.SIGKILL, "the run ended before it could be killed"
     limit = time.monotonic() + KILL_TIMEOUT_S
-    while len(list(run.glob("checkpoint_*/state.json"))) < checkpoints:
-        assert process.poll() is None, "the run ended before it could be killed"
-        assert time.monotonic() < limit, "no checkpoint in time"
+    while _of_ray_train() - others:  # they would write on into the folder that the next run reads
+        assert time.monotonic() < limit, "Ray ends the actors of a driver that is gone"
         time.sleep(0.02)
-    process.kill()
-    process.wait()
+
+
+def _of_ray_train() -> set[psutil.Process]:
+    """Return the controllers and workers on this process's Ray."""
+    family = psutil.Process().children(recursive=True)
+    return {each for each in family if any(name in title(each) for name in ("TrainController", "RayTrainWorker"))}
+
+
+def title(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
 
 
 def test_a_user_who_has_everything_is_named_before_a_worker_starts(tmp_path: Path) -> None:

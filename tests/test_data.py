@@ -662,9 +662,12 @@ def test_a_mix_holds_a_dataset_without_a_split(tmp_path: Path) -> None:
     assert load_dataset(artifact).valid.users.min() >= 3, "those of b alone"
 
 
-def test_the_policy_for_an_empty_part_is_no_part_of_a_version_until_it_is_set() -> None:
-    assert "on_empty_split" not in DataSettings().model_dump(mode="json")
-    assert DataSettings(on_empty_split="allow").model_dump(mode="json")["on_empty_split"] == "allow"
+def test_a_setting_at_its_default_is_no_part_of_a_version(tmp_path: Path) -> None:
+    write(tmp_path, items_csv=ITEMS, interactions_csv=long_pairs())
+    store = Store(str(tmp_path / "store"))
+    plain = prepare(store, settings_for(tmp_path)).version
+    assert prepare(store, settings_for(tmp_path, on_empty_split="error", keep_columns=())).version == plain
+    assert prepare(store, settings_for(tmp_path, on_empty_split="allow")).version != plain
 
 
 # ---------------------------------------------------------------- bad input

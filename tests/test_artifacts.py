@@ -398,9 +398,7 @@ def test_a_manifest_of_another_version_is_refused(store: Store, place: Sequence[
         assert "expected things/shop/v1); the manifest was changed by hand: delete this version" in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("content", "what"), [(b"{", "is no JSON"), (b"[]", "is no JSON object"), (b"\xff", "is no JSON")]
-)
+@pytest.mark.parametrize(("content", "what"), [(b"{", "no JSON"), (b"[]", "no JSON object"), (b"\xff", "no JSON")])
 def test_a_manifest_that_is_no_object_is_refused(store: Store, content: bytes, what: str) -> None:
     commit(store, "v1")
     store.write(content, "things", "shop", "v1", "manifest.json")

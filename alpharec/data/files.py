@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import csv
 import glob
-import gzip
 import hashlib
-import io
 import os
 import urllib.parse
 import zlib
@@ -146,9 +144,8 @@ class InputFile:
         stored = self.stored
         limit = self.unpacked_limit(len(stored))
         try:
-            with gzip.GzipFile(fileobj=io.BytesIO(stored)) as stream:
-                data = stream.read(limit + 1)
-        except (OSError, EOFError, zlib.error) as error:
+            data = _unpack(stored, limit)
+        except (EOFError, zlib.error) as error:
             fail(self, "not a whole gzip file", error, "fetch it again")
         if len(data) > limit:
             self.refuse_size(f"more than {limit / 1e9:.3g} GB from {len(stored) / 1e6:.3g} MB")
@@ -179,6 +176,19 @@ class Input:
             return self.files[0].sha256
         parts = [(file.sha256, sorted(file.partition.items())) for file in self.files]
         return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+
+def _unpack(stored: bytes, limit: int) -> bytes:
+    """Return the content of a gzip file of one or several members, cut behind ``limit`` bytes."""
+    members, size = list[bytes](), 0
+    while stored and size <= limit:
+        member = zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
+        members.append(member.decompress(stored, limit + 1 - size))
+        size += len(members[-1])
+        if not member.eof and size <= limit:
+            raise EOFError("it ends in the middle")
+        stored = member.unused_data.lstrip(b"\0")  # zeros may fill a file up
+    return members[0] if len(members) == 1 else b"".join(members)
 
 
 def fail(file: InputFile | Input, problem: str, got: object, then: str) -> NoReturn:

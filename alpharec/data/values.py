@@ -71,11 +71,11 @@ def as_ids(column: Column, _: Options) -> pl.Series:
     if kind.is_float() or kind.is_decimal():
         return _whole_text(column)
     text = _plain_text(column, "text or whole numbers")
-    text = text.set(text.str.strip_chars() == "", None)
-    present = text.drop_nulls()
-    if len(present) and present.str.contains(WHOLE).all():  # 17850.0: pandas writes whole numbers so beside a gap
-        return text.str.replace(r"\.0+$", "")
-    return text
+    if (blank := text.str.strip_chars() == "").any():
+        text = text.set(blank, None)
+    first = text.slice(text.is_not_null().arg_max() or 0, 1)
+    whole = first.str.contains(WHOLE).all() and text.str.contains(WHOLE).all()
+    return text.str.replace(r"\.0+$", "") if whole else text  # 17850.0: pandas writes whole numbers so beside a gap
 
 
 def as_texts(column: Column, options: Options) -> pl.Series:

@@ -19,6 +19,7 @@ Column = pl.Series | list[Any]
 # id, text: text. ids: lists of ids. number, time: numbers. attribute: text or numbers, as stored.
 Kind = Literal["id", "text", "ids", "number", "time", "attribute"]
 
+SLICE = 1 << 20  # times parsed at a time, which takes some hundred bytes each
 EXACT = 2**53  # whole numbers up to here are exact in a float
 WHOLE = r"^[+-]?\d+\.0+$"  # what a column of floats makes of whole numbers
 MOMENT = (
@@ -298,29 +299,35 @@ def _by_format(values: pl.Series, time_format: str) -> tuple[pl.Series, str]:
 
 
 def _of_iso_text(values: pl.Series) -> tuple[pl.Series, str]:
-    parts = values.str.extract_groups(MOMENT).struct.unnest()
-    date = pl.concat_str([pl.col("year"), pl.col("month").str.zfill(2), pl.col("day").str.zfill(2)], separator="-")
-    hour, minute, second = (pl.col(name).fill_null("0").cast(pl.Int64) for name in ("hour", "minute", "second"))
-    digits = pl.col("zone").str.replace_all(":", "").str.extract(r"[+-](\d+)").str.pad_end(4, "0")
-    offset = digits.str.slice(0, 2).cast(pl.Int64) * 3600 + digits.str.slice(2, 2).cast(pl.Int64) * 60
-    sign = pl.when(pl.col("zone").str.starts_with("-")).then(-1).otherwise(1)
-    parts = parts.with_columns(
-        day=date.str.to_date("%Y-%m-%d", strict=False).cast(pl.Int64),
-        clock=pl.when((hour < 24) & (minute < 60) & (second <= 60)).then(hour * 3600 + minute * 60 + second),
-        nanos=pl.col("fraction").fill_null("0").str.pad_end(9, "0").cast(pl.Int64),
-        offset=(sign * offset).fill_null(0),
-    )
-    seconds = parts.select(pl.col("day") * 86_400 + pl.col("clock") - pl.col("offset")).to_series()
-    _refuse_moments(values, seconds.is_null(), "rows have no time", OTHER_TIMES)
-    timed = parts["hour"].is_not_null()
-    if timed.any() and 0 < (parts["zone"].is_not_null() & timed).sum() < timed.sum():
-        rows = (parts["zone"].is_null() & timed).arg_true().to_list()
+    moments = pl.concat([_moments(values.slice(start, SLICE)) for start in range(0, len(values), SLICE)])
+    _refuse_moments(values, moments["seconds"].is_null(), "rows have no time", OTHER_TIMES)
+    timed, zoned = moments["timed"], moments["zoned"]
+    if 0 < zoned.sum() < timed.sum():
+        rows = (timed & ~zoned).arg_true().to_list()
         shown = [repr(value) for value in values.gather(rows).to_list()]
         raise BadValues(rows, shown, "times have no zone, while others have one", "write all with a zone, or none")
-    nanos = parts["nanos"]
+    seconds, nanos = moments["seconds"], moments["nanos"]
     if (nanos % 1000 != 0).any():
         return seconds * 10**9 + nanos, "ns"
     return seconds * 10**6 + nanos // 1000, "us"
+
+
+def _moments(values: pl.Series) -> pl.DataFrame:
+    """Return seconds since 1970, null where there is no moment; nanoseconds; whether it has a clock, and a zone."""
+    parts = values.str.extract_groups(MOMENT).struct.unnest()
+    date = pl.concat_str([pl.col("year"), pl.col("month").str.zfill(2), pl.col("day").str.zfill(2)], separator="-")
+    day = date.str.to_date("%Y-%m-%d", strict=False).cast(pl.Int64)
+    hour, minute, second = (pl.col(name).fill_null("0").cast(pl.Int64) for name in ("hour", "minute", "second"))
+    clock = pl.when((hour < 24) & (minute < 60) & (second <= 60)).then(hour * 3600 + minute * 60 + second)
+    digits = pl.col("zone").str.replace_all(":", "").str.extract(r"[+-](\d+)").str.pad_end(4, "0")
+    offset = digits.str.slice(0, 2).cast(pl.Int64) * 3600 + digits.str.slice(2, 2).cast(pl.Int64) * 60
+    sign = pl.when(pl.col("zone").str.starts_with("-")).then(-1).otherwise(1)
+    return parts.select(
+        seconds=day * 86_400 + clock - (sign * offset).fill_null(0),
+        nanos=pl.col("fraction").fill_null("0").str.pad_end(9, "0").cast(pl.Int64),
+        timed=pl.col("hour").is_not_null(),
+        zoned=pl.col("zone").is_not_null(),
+    )
 
 
 def _refuse_moments(values: pl.Series, bad: pl.Series, what: str, then: str) -> None:

@@ -102,12 +102,12 @@ class DataSettings(Section):
         "model on all of them: shared weights, users and items of their own",
     )
     path: str = Field("", description="folder or URL the relative paths below start from")
-    items: str | tuple[str, ...] = Field(
+    items: str = Field(
         "",
-        description="items table (metadata for amazon-*): a file, a glob, a folder of part files, or several; "
-        "empty: the format's usual name",
+        description="items table (metadata for amazon-*): a file, a glob, a folder of part files, or several with "
+        "commas between (in TOML a list); empty: the format's usual name",
     )
-    interactions: str | tuple[str, ...] = Field(
+    interactions: str = Field(
         "", description="interactions table (reviews for amazon-*), as data.items; empty: the format's usual name"
     )
     items_columns: tuple[str, ...] = Field(
@@ -192,6 +192,12 @@ class DataSettings(Section):
     on_duplicate: Literal["error", "first"] = Field(
         "error", description="a (user, item) pair seen twice: stop, or keep the first in time (else in file order)"
     )
+
+    @field_validator("items", "interactions", mode="before")
+    @classmethod
+    def _join_names(cls, given: Any) -> Any:
+        # A line end is in no name. Were it a type of lists, the command line would split names at commas and brackets.
+        return "\n".join(map(str, given)) if isinstance(given, list | tuple) else given
 
     @field_validator("separator")
     @classmethod

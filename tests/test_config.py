@@ -509,3 +509,15 @@ ROUNDS = ("model.num_layers", "model.layer_0_weight")
 )
 def test_parameters_that_a_model_takes_no_notice_of(preset: str, idle: set[str]) -> None:
     assert idle_parameters(load_settings(["--preset", preset])) == idle
+
+
+@pytest.mark.parametrize("name", ["[v1] a, b/part-*.csv", "x.csv,y.csv", '["a"]', "{a}", "a b.csv", "100%.csv"])
+def test_names_of_files_come_from_the_command_line_to_the_letter(name: str) -> None:
+    assert load_settings([f"--data.interactions={name}"]).data.interactions == name
+    assert load_settings(["--data.items", name]).data.items == name
+
+
+def test_files_are_a_list_in_toml(tmp_path: Path) -> None:
+    config = toml(tmp_path, '[data]\nitems = "a,b.csv"\ninteractions = ["x,1.csv", "y.csv"]\n')
+    data = load_settings(["--config", config]).data
+    assert (data.items, data.interactions) == ("a,b.csv", "x,1.csv\ny.csv")

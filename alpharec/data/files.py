@@ -203,14 +203,14 @@ def address_of(settings: DataSettings, name: str) -> str:
     return name if "://" in name else os.path.abspath(os.path.expanduser(name))
 
 
-def open_input(names: str | tuple[str, ...], role: Role, settings: DataSettings, setting: str = "") -> Input:
-    """Find the files that one setting names: files, globs and folders, several of them separated by commas.
+def open_input(names: str, role: Role, settings: DataSettings, setting: str = "") -> Input:
+    """Find the files that one setting names: files, globs and folders, several of them on lines or with commas between.
 
     Raises:
         CatalogError: there is no such file, or it cannot be reached.
     """
     setting = setting or FILE_SETTINGS[role]
-    listed = (names,) if isinstance(names, str) else names
+    listed = names.split("\n")
     files = [file for name in listed for file in _find(name, role, settings, setting)]
     kinds = {suffix: file for file in files if (suffix := file.suffix)}
     if len(kinds) > 1:

@@ -107,8 +107,8 @@ def columns_of(settings: DataSettings) -> Columns:
     )
 
 
-def _locate(settings: DataSettings, setting: Literal["items", "interactions"]) -> str | tuple[str, ...]:
-    name: str | tuple[str, ...] = getattr(settings, setting)
+def _locate(settings: DataSettings, setting: Literal["items", "interactions"]) -> str:
+    name: str = getattr(settings, setting)
     if name:
         return name
     if not settings.path:

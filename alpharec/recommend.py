@@ -28,12 +28,12 @@ from torch import Tensor
 from alpharec.artifacts import Artifact, ArtifactError, Draft, Store, digest
 from alpharec.baselines import IdEmbeddings, ItemWeights, MultVae, item_scores
 from alpharec.config import CLOSED_FORMS, RecommendSettings, Settings
+from alpharec.data.conditions import Condition
 from alpharec.data.dataset import Dataset, Ints, Pairs, domains_of, load_dataset, read_pairs
 from alpharec.data.files import Input
 from alpharec.data.formats import open_table
 from alpharec.data.prepare import ATTRIBUTES
 from alpharec.data.requests import (
-    Condition,
     LeftOut,
     find_items,
     read_candidates,

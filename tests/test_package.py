@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 ORDER = ["config", "runtime", "report", "artifacts"]
 DATA = ["dataset", "files", "formats", "delimited", "json_rows", "values", "tables", "titles", "report", "read"]
-DATA += ["splits", "build", "requests", "prepare"]
+DATA += ["splits", "build", "conditions", "requests", "prepare"]
 ORDER += [f"data.{module}" for module in DATA]
 ORDER += ["encoders", "vectors", "embed", "graph", "model"]
 ORDER += ["ranking", "estimate", "baselines", "propagate", "networks", "evaluation"]

@@ -407,6 +407,20 @@ def test_a_line_that_is_no_object_is_named(tmp_path: Path, line: str, got: str) 
     refused(path, "not one JSON object a line (got", got, "correct or remove that line")
 
 
+def test_an_id_inside_a_list_is_named_by_its_line(tmp_path: Path) -> None:
+    lines = ['{"user_id": "u", "item_ids": ["A", "B", "C"]}', '{"user_id": "v", "item_ids": []}']
+    path = table(tmp_path, "t.jsonl", "\n".join([*lines, '{"user_id": "w", "item_ids": ["A", 1.5]}']))
+    lists = {"user": Wanted("user_id", "id"), "items": Wanted("item_ids", "ids")}
+    what = "1 ids must be text or whole numbers in column item_ids (got 1.5 at line 3)"
+    refused(path, what, "write them as text", wanted=lists, role="user lists")
+
+
+def test_json_that_is_nested_too_deeply_is_named(tmp_path: Path) -> None:
+    deep = "[" * 100_000 + "]" * 100_000
+    path = table(tmp_path, "t.jsonl", '{"item_id": "A", "title": "x"}\n{"item_id": "B", "title": ' + deep + "}\n")
+    refused(path, "not one JSON object a line", "at line 2")
+
+
 def test_half_a_surrogate_pair_is_named(tmp_path: Path) -> None:
     path = table(tmp_path, "t.jsonl", '{"item_id": "A", "title": "ok"}\n{"item_id": "A\\ud83d", "title": "x"}\n')
     refused(path, "1 values hold half a character", "in column item_id", "at line 2")

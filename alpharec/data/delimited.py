@@ -249,7 +249,7 @@ def _records(data: bytes, dialect: Dialect) -> Iterator[list[list[str]]]:
     csv.field_size_limit(sys.maxsize)
     with _text(data, dialect.encoding) as text:
         reader = csv.reader(text, **dialect.options)
-        skip, end = int(dialect.has_header), 0
+        skip = int(dialect.has_header)
         try:
             while batch := list(itertools.islice(reader, RECORDS)):
                 records = [record for record in batch if record]
@@ -257,16 +257,16 @@ def _records(data: bytes, dialect: Dialect) -> Iterator[list[list[str]]]:
                     break
                 if len(records) > skip:
                     yield records[skip:]
-                skip, end = max(0, skip - len(records)), reader.line_num
+                skip = max(0, skip - len(records))
             else:
                 return
         except csv.Error:
             pass
-    raise _find_damage(data, dialect, end)
+    raise _find_damage(data, dialect)
 
 
-def _find_damage(data: bytes, dialect: Dialect, end: int) -> _Damage:
-    """Find the record that a strict reader refuses; it lies behind line ``end``."""
+def _find_damage(data: bytes, dialect: Dialect) -> _Damage:
+    """Find the first record that a strict reader refuses, and its line."""
     with _text(data, dialect.encoding) as text:
         reader = csv.reader(text, **dialect.options)
         line, num = 1, len(dialect.names)
@@ -284,7 +284,7 @@ def _find_damage(data: bytes, dialect: Dialect, end: int) -> _Damage:
             )
             at = line if unclosed else max(line, reader.line_num)
             return _Damage(at, what, _line(data, dialect, at))
-    raise AssertionError(f"no damaged record behind line {end}")
+    raise AssertionError("a strict reader refused a record of this file")
 
 
 def _is_whole(data: bytes, dialect: Dialect) -> bool:

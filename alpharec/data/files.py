@@ -235,10 +235,9 @@ def _find(name: str, role: Role, settings: DataSettings, setting: str) -> list[I
     kind = os.path.splitext(folder.lower())[1]
     files = []
     for each in found:
-        own = path if each == path else each
-        shown = address if each == path else (own if address.startswith("/") else fs.unstrip_protocol(own))
-        partition = _partition(own[len(path) :] if own.startswith(path) else own)
-        files.append(InputFile(role, shown, fs, own, settings.max_unpacked_gb, partition, kind))
+        shown = address if each == path else (each if address.startswith("/") else fs.unstrip_protocol(each))
+        partition = _partition(each[len(path) :] if each.startswith(path) else each)
+        files.append(InputFile(role, shown, fs, each, settings.max_unpacked_gb, partition, kind))
     return files
 
 

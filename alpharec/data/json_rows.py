@@ -44,13 +44,9 @@ def read_json(file: InputFile, data: bytes, wanted: Sequence[str]) -> tuple[dict
     for batch in _batches(file, data, rows, keys):
         for place, key in enumerate(keys):
             column = [getattr(row, f"f{place}") for row in batch]
-            if any(value is ABSENT for value in column):
-                present = [None if value is ABSENT else value for value in column]
-                there |= {key} if any(value is not ABSENT for value in column) else set()
-                column = present
-            else:
+            if column.count(ABSENT) < len(column):
                 there.add(key)
-            values[key] += column
+            values[key] += [None if value is ABSENT else value for value in column]
     # For a message: what the first row has.
     return values, keys if len(there) == len(keys) else [*dict.fromkeys([*_first_keys(data), *there])]
 
@@ -59,14 +55,14 @@ def _batches(file: InputFile, data: bytes, rows: type[Row], keys: Sequence[str])
     if ARRAY.match(data):
         try:
             yield msgspec.json.decode(data, type=list[rows])  # type: ignore[valid-type]
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, RecursionError) as error:
             fail(file, "not a JSON array of objects", error, "correct it, or write one JSON object a line")
         return
     decoder, literals = msgspec.json.Decoder(rows), _holds_literals(data)
     for piece, line in _pieces(data):
         try:
             batch = [] if literals else decoder.decode_lines(piece)
-        except msgspec.MsgspecError:
+        except (msgspec.MsgspecError, RecursionError):
             batch = []
         # decode_lines also takes two objects in a line, and one over several lines.
         if len(batch) != sum(1 for _ in NOT_BLANK.finditer(piece)):

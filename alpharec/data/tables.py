@@ -167,7 +167,7 @@ def _raw_columns(file: InputFile, settings: DataSettings, wanted: dict[str, Want
     if file.suffix in PARQUET_SUFFIXES:
         columns = _read_parquet(file, inside)
     elif file.suffix == ".dat" and settings.format == "grouplens" and file.role in DAT_COLUMNS:
-        columns = _read_dat(file, inside)
+        columns = _read_dat(file, settings, inside)
     elif file.suffix in DELIMITED_SUFFIXES:
         columns = _read_delimited(file, settings, inside)
     elif file.suffix in JSON_SUFFIXES:
@@ -300,11 +300,11 @@ def _read_json(file: InputFile, settings: DataSettings, wanted: dict[str, Wanted
     return {each.column: columns[each.column] for each in wanted.values()}
 
 
-def _read_dat(file: InputFile, wanted: dict[str, Wanted]) -> dict[str, Column]:
+def _read_dat(file: InputFile, settings: DataSettings, wanted: dict[str, Wanted]) -> dict[str, Column]:
     names = DAT_COLUMNS[file.role]
     _need_columns(file, wanted, names)
     data = file.data
-    encoding = encoding_of(file, data, DataSettings())
+    encoding = encoding_of(file, data, settings)
     text = data.decode(encoding).replace("\r\n", "\n").rstrip("\n")
     lines = pl.Series("line", text.split("\n") if text else [], dtype=pl.String)
     bad = lines.str.count_matches("::", literal=True) != len(names) - 1

@@ -6,7 +6,9 @@ A column comes as a ``polars`` series (text of delimited files, any type of Parq
 
 from __future__ import annotations
 
+import bisect
 import decimal
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -109,19 +111,14 @@ def as_id_lists(column: Column, options: Options) -> pl.Series:
     if bad:
         then = 'write it so: "item_ids": ["A", "B"]'
         raise BadValues(bad, [repr(column[row]) for row in bad], "values are not lists of ids", then)
-    lengths = [len(value) for value in lists]
-    flat = as_ids([item for value in lists for item in value], options)
-    ends = pa.array([0, *_running(lengths)], pa.int64())
+    ends = list(itertools.accumulate(map(len, lists), initial=0))
+    try:
+        flat = as_ids([item for value in lists for item in value], options)
+    except BadValues as error:
+        rows = [bisect.bisect_right(ends, place) - 1 for place in error.rows]
+        raise BadValues(rows, error.shown, error.what, error.then) from None
     arrow = flat.to_arrow(compat_level=pl.CompatLevel.oldest())
-    return pl.Series(values=pa.LargeListArray.from_arrays(ends, arrow))
-
-
-def _running(lengths: Sequence[int]) -> list[int]:
-    total, ends = 0, []
-    for length in lengths:
-        total += length
-        ends.append(total)
-    return ends
+    return pl.Series(values=pa.LargeListArray.from_arrays(pa.array(ends, pa.int64()), arrow))
 
 
 def _plain_text(column: pl.Series, wanted: str) -> pl.Series:
